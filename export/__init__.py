@@ -1,0 +1,1 @@
+"""PyTorch to ONNX, and many ONNX graphs to one."""

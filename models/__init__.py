@@ -1,0 +1,1 @@
+"""What a model is and where it comes from: contract, sources, students, data."""

@@ -1,0 +1,1 @@
+"""Rows for a model, from every format that DATA may name."""

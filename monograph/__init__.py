@@ -1,0 +1,1 @@
+"""Many models, one graph: export, fuse, prove and measure ONNX models."""

@@ -1,0 +1,64 @@
+"""Every error that monograph raises on purpose.
+
+::
+
+    MonographError                exit code 1
+    ├── InputError                exit code 2: what the user gave is wrong, and the message says how to mend it
+    │   ├── ConfigError           a pipeline file or an option
+    │   ├── SourceError           a model that is missing, damaged or unsafe to read
+    │   ├── ContractError         a contract that cannot be read, or that two parties cannot agree on
+    │   ├── DataError             a dataset that is missing, empty, unreadable or does not fit the model
+    │   ├── FusionError           members that cannot be fused
+    │   └── MissingPackageError   an optional package that this needs and that is not installed
+    ├── ExportError               PyTorch or ONNX could not express the model
+    ├── ParityError               a proof failed: the new model does not compute what the old one did
+    └── WorkerError               a process started to measure something died or failed
+"""
+
+
+class MonographError(Exception):
+    """Base of all errors raised on purpose; ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class InputError(MonographError):
+    """What the user gave is wrong: the message says what was got, what was expected and how to mend it."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """A pipeline file or an option that cannot be used."""
+
+
+class SourceError(InputError):
+    """A model that is missing, damaged or unsafe to read."""
+
+
+class ContractError(InputError):
+    """A contract that cannot be read, or that two parties cannot agree on."""
+
+
+class DataError(InputError):
+    """A dataset that is missing, empty, unreadable or does not fit the model."""
+
+
+class FusionError(InputError):
+    """Members that cannot be fused."""
+
+
+class MissingPackageError(InputError):
+    """An optional package that this needs and that is not installed."""
+
+
+class ExportError(MonographError):
+    """PyTorch or ONNX could not express the model."""
+
+
+class ParityError(MonographError):
+    """A proof failed: the new model does not compute what the old one did."""
+
+
+class WorkerError(MonographError):
+    """A process started to measure something died or failed."""

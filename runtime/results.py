@@ -1,0 +1,109 @@
+"""The one schema of results: what was measured, on what, and how it was come by.
+
+Plain frozen dataclasses, written and read as JSON. Units stand in the names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Evidence(StrEnum):
+    """How a figure was come by."""
+
+    EXECUTED = "executed"
+    DEVICE = "device"
+    SIMULATED = "simulated"
+    PREDICTED = "predicted"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its two-sided confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How right the outputs are on labelled rows."""
+
+    row_count: int
+    top1: Interval
+    macro_f1: float
+    nll: float
+    """Negative log-likelihood in nats, the mean over rows."""
+    ece: float
+    """Expected calibration error, 15 bins of equal width."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of single calls at one batch size, in a process of its own; raw samples are kept."""
+
+    batch_size: int
+    create_s: float
+    first_run_s: float
+    warmup_runs: int
+    samples_ns: tuple[int, ...]
+    p50_s: Interval
+    p90_s: Interval
+    p99_s: Interval | None
+    """None where there were too few runs for a finite interval."""
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Rows a second when calls of one batch size follow each other without a pause."""
+
+    batch_size: int
+    rows_per_s: Interval
+    run_count: int
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The machine and the versions that a figure belongs to."""
+
+    processor: str
+    machine: str
+    system: str
+    logical_cores: int
+    usable_cores: int
+    """What the process may really use: the least of affinity and the cgroup's quota."""
+    memory_bytes: int
+    python: str
+    packages: Mapping[str, str]
+    threads: int
+    spinning: bool
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Accuracy and latency of one model on one target."""
+
+    model: str
+    sha256: str
+    size_bytes: int
+    target: str
+    evidence: Evidence
+    environment: Environment
+    accuracy: Accuracy | None = None
+    latency: Latency | None = None
+    throughput: tuple[Throughput, ...] = ()
+    nodes_per_provider: Mapping[str, int] = field(default_factory=dict)
+    """How many nodes of the optimised graph each provider ran; empty where no ONNX Runtime session ran."""
+    peak_memory_bytes: int | None = None
+    """Peak resident memory of the whole measuring process."""
+    warnings: tuple[str, ...] = ()
+
+
+def to_record(result: Any) -> dict[str, Any]:
+    """Turn a result dataclass into plain dicts and lists for JSON."""
+    return asdict(result)
