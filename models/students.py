@@ -1,0 +1,94 @@
+"""Small networks to teach, or to start from: a factory each, ``(input_shape, class_count, …) -> (module, contract)``.
+
+Shape letters: ``b`` batch, ``k`` channels, ``h`` height, ``w`` width, ``c`` classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+from monograph.errors import ConfigError
+from monograph.models.contract import Contract, ImagePreprocessing, Kind, TensorSpec
+
+ModuleAndContract = tuple[nn.Module, Contract]
+
+
+def image_classifier_contract(input_shape: Sequence[int], class_count: int) -> Contract:
+    """Pixels ``float32 [b, k, h, w]`` in [-1, 1] to logits ``float32 [b, c]``."""
+    if len(input_shape) != 3:
+        raise ConfigError(f"input_shape is {list(input_shape)}, expected [channels, height, width]")
+    pixels = TensorSpec(
+        "pixels",
+        "float32",
+        ("batch", *input_shape),
+        ImagePreprocessing(mean=(0.5,) * input_shape[0], std=(0.5,) * input_shape[0]),
+    )
+    return Contract((pixels,), (TensorSpec("logits", "float32", ("batch", class_count)),), Kind.LOGITS)
+
+
+def mlp(
+    input_shape: Sequence[int] = (1, 28, 28), class_count: int = 10, width: int = 256, dropout: float = 0.2
+) -> ModuleAndContract:
+    """Two hidden layers of ``width`` units on the flattened picture."""
+    pixel_count = input_shape[0] * input_shape[1] * input_shape[2]
+    module = nn.Sequential(
+        nn.Flatten(),  # [b, k*h*w]
+        nn.Linear(pixel_count, width),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Dropout(dropout),
+        nn.Linear(width, class_count),  # [b, c]
+    )
+    return module, image_classifier_contract(input_shape, class_count)
+
+
+def conv(
+    input_shape: Sequence[int] = (1, 28, 28), class_count: int = 10, width: int = 16, dropout: float = 0.2
+) -> ModuleAndContract:
+    """Three 3×3 convolutions, each followed by BatchNorm and halving the picture, then one linear layer."""
+    layers: list[nn.Module] = []
+    channels = input_shape[0]
+    for out_channels in (width, 2 * width, 4 * width):
+        layers += [
+            nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
+            nn.MaxPool2d(2, ceil_mode=True),
+        ]
+        channels = out_channels
+    return _with_head(layers, channels, class_count, dropout), image_classifier_contract(input_shape, class_count)
+
+
+def separable_conv(
+    input_shape: Sequence[int] = (1, 28, 28), class_count: int = 10, width: int = 24, dropout: float = 0.2
+) -> ModuleAndContract:
+    """A strided stem, then depthwise-separable convolutions (Howard et al. 2017, arXiv 1704.04861)."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(input_shape[0], width, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU6(),
+    ]
+    channels = width
+    for out_channels, stride in ((2 * width, 1), (2 * width, 2), (4 * width, 1)):
+        layers += [
+            nn.Conv2d(channels, channels, 5, stride=stride, padding=2, groups=channels, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU6(),
+            nn.Conv2d(channels, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU6(),
+        ]
+        channels = out_channels
+    return _with_head(layers, channels, class_count, dropout), image_classifier_contract(input_shape, class_count)
+
+
+def _with_head(layers: Sequence[nn.Module], channels: int, class_count: int, dropout: float) -> nn.Module:
+    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels, class_count))
+    return nn.Sequential(*layers, *head)
+
+
+STUDENTS: dict[str, Callable[..., ModuleAndContract]] = {"mlp": mlp, "conv": conv, "separable_conv": separable_conv}

@@ -1,0 +1,105 @@
+"""The one place where ONNX Runtime sessions are made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import numpy.typing as npt
+
+from monograph.errors import MissingPackageError, SourceError, WorkerError
+
+# ONNX Runtime's builds for POSIX have sent telemetry since 1.29; nothing leaves this machine unasked.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+try:
+    import onnxruntime as ort
+    from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
+except ImportError as error:
+    raise MissingPackageError(
+        "ONNX Runtime is not installed: pip install 'monograph[cpu]' (or 'monograph[gpu]' on a machine with CUDA)"
+    ) from error
+
+Array = npt.NDArray[Any]
+
+ORT_ERRORS: tuple[type[Exception], ...] = tuple(
+    getattr(ort_state, name)
+    for name in (
+        "EPFail", "EngineError", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "ModelLoaded", "NoModel",
+        "NoSuchFile", "NotImplemented", "RuntimeException",
+    )
+)  # fmt: skip
+"""All that ONNX Runtime raises; they share no base but Exception."""
+
+_FATAL = 4
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may really use: the least of affinity and the cgroup's quota."""
+    return int(joblib.cpu_count())
+
+
+class Session:
+    """A model loaded into ONNX Runtime: call it with ``{input name: array}`` to get ``{output name: array}``."""
+
+    def __init__(self, path: Path, ort_session: Any) -> None:
+        self.path = path
+        self.ort_session = ort_session
+        self.output_names: list[str] = [output.name for output in ort_session.get_outputs()]
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run one batch.
+
+        Raises:
+            WorkerError: ONNX Runtime failed while running.
+        """
+        try:
+            outputs = self.ort_session.run(self.output_names, dict(inputs))
+        except ORT_ERRORS as error:
+            raise WorkerError(f"{self.path.name} failed while running: {_first_line(error)}") from error
+        return {name: np.asarray(output) for name, output in zip(self.output_names, outputs, strict=True)}
+
+    def bind(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
+        """Return ONNX Runtime's own call on these inputs, with nothing around it, for timing."""
+        return partial(self.ort_session.run, self.output_names, dict(inputs))
+
+    def nodes_per_provider(self) -> dict[str, int]:
+        """Return how many nodes of the optimised graph each provider runs."""
+        counts: dict[str, int] = {}
+        for subgraph in self.ort_session.get_provider_graph_assignment_info():
+            counts[subgraph.ep_name] = counts.get(subgraph.ep_name, 0) + len(subgraph.get_nodes())
+        return counts
+
+
+def open_session(
+    path: Path,
+    *,
+    providers: list[str] | None = None,
+    threads: int | None = None,
+    spinning: bool = True,
+    record_placement: bool = False,
+) -> Session:
+    """Load ``path`` into ONNX Runtime: sequential execution, ``threads`` intra-op threads (default: the usable cores).
+
+    Raises:
+        SourceError: ONNX Runtime cannot load the model.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL  # what goes wrong is raised, with its text; ONNX Runtime would print it as well
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = threads or usable_cores()
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", str(int(record_placement)))
+    try:
+        session = ort.InferenceSession(str(path), options, providers=providers or ["CPUExecutionProvider"], enable_fallback=0)
+    except ORT_ERRORS as error:
+        raise SourceError(f"ONNX Runtime {ort.__version__} cannot load {path}: {_first_line(error)}") from error
+    return Session(path, session)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

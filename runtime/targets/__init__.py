@@ -1,0 +1,21 @@
+"""Where a graph can run. A new target is one file here and one entry in ``TARGETS``."""
+
+from monograph.errors import ConfigError
+from monograph.runtime.targets.cpu import CPU
+from monograph.runtime.targets.target import Target
+
+TARGETS: dict[str, Target] = {CPU.name: CPU}
+
+
+def find_target(name: str) -> Target:
+    """Return the target called ``name``.
+
+    Raises:
+        ConfigError: there is no such target.
+    """
+    if name not in TARGETS:
+        raise ConfigError(f"unknown target {name!r}: choose from {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+__all__ = ["TARGETS", "Target", "find_target"]
