@@ -1,0 +1,113 @@
+"""Fuse: plan, build, prove, write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from monograph.errors import FusionError
+from monograph.export.fusion.align import align_classes
+from monograph.export.fusion.build import build_graph
+from monograph.export.fusion.forms import FORMS, weighted_sum
+from monograph.export.fusion.plan import FusionPlan, choose_form, member_names
+from monograph.export.fusion.weights import WeightFit, fit_weights
+from monograph.export.parity import BATCH_SIZES, TOLERANCE, ParityProof
+from monograph.export.trace import write_proven
+from monograph.models.contract import Kind
+from monograph.models.data.rows import Rows
+from monograph.models.onnx_file import OnnxFile, read_onnx
+from monograph.runtime.measure import run_all_rows
+from monograph.runtime.session import open_session
+
+Array = npt.NDArray[Any]
+FUSION_KEY = "monograph.fusion"
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One graph of all members, proven equal to the members run apart."""
+
+    file: OnnxFile
+    plan: FusionPlan
+    proof: ParityProof
+    node_count: int
+
+
+def fuse(
+    plan: FusionPlan,
+    path: Path,
+    *,
+    rows: Rows | None = None,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    tolerance: float = TOLERANCE,
+) -> Fused:
+    """Build the graph of ``plan``, prove it equal to the members run apart, and only then write ``path``.
+
+    Raises:
+        FusionError: the members' graphs cannot be joined.
+        ParityError: the fused graph does not compute what the members do; nothing is written.
+    """
+    graph = build_graph(plan)
+    node_count = sum(1 for _ in graph.graph.all_nodes())
+    proof = write_proven(
+        graph,
+        path,
+        plan.contract,
+        MembersApart(plan),
+        names=("the members run apart", path.name),
+        rows=rows,
+        batch_sizes=batch_sizes,
+        tolerance=tolerance,
+        tokenizer_json=plan.tokenizer_json,
+        metadata={FUSION_KEY: plan.to_json()},
+    )
+    return Fused(read_onnx(path), plan, proof, node_count)
+
+
+class MembersApart:
+    """The reference of the proof: each member's own file in a session of its own, combined in numpy in float64."""
+
+    def __init__(self, plan: FusionPlan) -> None:
+        self.plan = plan
+        self.sessions = [open_session(member.path, spinning=False) for member in plan.running]
+
+    def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Compute one batch."""
+        form = FORMS[self.plan.form]
+        arrays = []
+        for member, session in zip(self.plan.running, self.sessions, strict=True):
+            feed = {link.member_input: inputs[link.shared_input].astype(link.dtype) for link in member.input_links}
+            output = session(feed)[member.output]
+            if member.class_positions is not None:
+                output = output[..., list(member.class_positions)]
+            arrays.append(form.convert(output, member.kind))
+        fused = weighted_sum(arrays, [member.weight for member in self.plan.running])
+        return {self.plan.contract.output.name: fused}
+
+
+def fit_fusion(files: Sequence[OnnxFile], rows: Sequence[Rows], combine: str | None = None) -> WeightFit:
+    """Fit the members' weights on validation rows; ``rows`` holds the same rows once a member, ready for its inputs.
+
+    Raises:
+        FusionError: the members are no classifiers, or cannot be fused.
+        DataError: the rows have no labels.
+    """
+    names = member_names([file.path for file in files])
+    contracts = [file.contract for file in files]
+    form = choose_form(contracts, names, combine)
+    if not contracts[0].kind.has_classes:
+        raise FusionError(f"{names[0]} gives {contracts[0].kind.value}: weights are fitted for classifiers only, give --weights")
+    _, class_positions = align_classes(contracts, names)
+    outputs = []
+    for file, positions, member_rows in zip(files, class_positions, rows, strict=True):
+        output = run_all_rows(open_session(file.path, spinning=False), file.contract, member_rows)
+        outputs.append(form.convert(output if positions is None else output[..., list(positions)], file.contract.kind))
+    labels = rows[0].required_labels().astype(np.int64)
+    return fit_weights(
+        outputs, labels, are_logits=form.output_kind(contracts[0].kind) is Kind.LOGITS, rows_sha256=rows[0].sha256()
+    )

@@ -1,0 +1,179 @@
+"""The plan of a fusion: everything that is decided before a graph is touched. Frozen, printable, testable."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from monograph.errors import FusionError
+from monograph.export.fusion.align import InputLink, align_classes, share_inputs, unify_output_shape
+from monograph.export.fusion.forms import FORMS, Form
+from monograph.export.fusion.weights import WeightFit, check_weights
+from monograph.models.contract import Contract, Kind, TensorSpec
+from monograph.models.onnx_file import OnnxFile
+
+_OLDEST_OPSET = 13
+"""Softmax over one axis and Sum with broadcasting as they are today."""
+_LONGEST_NAME = 40
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model inside a fusion."""
+
+    name: str
+    path: Path
+    sha256: str
+    opset: int
+    weight: float
+    kind: Kind
+    output: str
+    input_links: tuple[InputLink, ...]
+    class_positions: tuple[int, ...] | None
+    """Where each class of the fused order stands in this member's output; None where the order is the same."""
+
+
+@dataclass(frozen=True)
+class FusionPlan:
+    """What will be built: members with their weights, the form, the shared inputs, the contract of the result."""
+
+    form: str
+    members: tuple[Member, ...]
+    contract: Contract
+    opset: int
+    fit: WeightFit | None
+    tokenizer_json: str | None
+    notes: tuple[str, ...]
+    """What was assumed or decided, each a sentence for the user."""
+
+    @property
+    def running(self) -> tuple[Member, ...]:
+        """The members that the graph will hold: those of weight 0 are left out."""
+        return tuple(member for member in self.members if member.weight > 0)
+
+    def describe(self) -> str:
+        """Return the plan as text for people."""
+        lines = [f"fuse {len(self.members)} members by {FORMS[self.form].formula}, opset {self.opset}"]
+        lines += [f"  inputs   {', '.join(spec.describe() for spec in self.contract.inputs)}"]
+        lines += [f"  output   {self.contract.output.describe()}, {self.contract.kind.value}"]
+        for member in self.members:
+            changes = [f"cast {link.member_input} to {link.dtype}" for link in member.input_links if self._is_cast(link)]
+            changes += ["classes reordered"] if member.class_positions else []
+            changes += [f"opset {member.opset} to {self.opset}"] if member.opset != self.opset else []
+            lines.append(f"  {member.weight:.4f} x {member.name}" + (f"  ({', '.join(changes)})" if changes else ""))
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+    def _is_cast(self, link: InputLink) -> bool:
+        return next(spec.dtype for spec in self.contract.inputs if spec.name == link.shared_input) != link.dtype
+
+    def to_json(self) -> str:
+        """Return what goes under the metadata key ``monograph.fusion``: members with digests, weights and the form."""
+        members = [
+            {"name": member.name, "file": member.path.name, "sha256": member.sha256, "weight": member.weight}
+            for member in self.members
+        ]
+        return json.dumps({"form": self.form, "members": members, "fit": asdict(self.fit) if self.fit else None})
+
+
+def plan_fusion(
+    files: Sequence[OnnxFile],
+    *,
+    names: Sequence[str] | None = None,
+    weights: Sequence[float] | None = None,
+    combine: str | None = None,
+    normalize: bool = False,
+    fit: WeightFit | None = None,
+) -> FusionPlan:
+    """Decide how to fuse ``files``: shared inputs, class order, form, weights.
+
+    ``combine`` None means logits where all members give logits, else probabilities, else (no classes) the mean.
+
+    Raises:
+        FusionError: they cannot be fused, or the weights cannot be used.
+    """
+    if len(files) < 2:
+        raise FusionError(f"{len(files)} member: a fusion needs two or more")
+    names = member_names([file.path for file in files]) if names is None else tuple(names)
+    contracts = [file.contract for file in files]
+    form = choose_form(contracts, names, combine)
+    shared, links = share_inputs(contracts, names)
+    class_names, class_positions = align_classes(contracts, names)
+    shape = unify_output_shape(contracts, names)
+    checked = check_weights(fit.weights if fit else weights, len(files), normalize=normalize)
+    members = tuple(
+        Member(name, file.path, file.sha256, file.opset, weight, file.contract.kind, file.contract.output.name, link, positions)
+        for name, file, weight, link, positions in zip(names, files, checked, links, class_positions, strict=True)
+    )
+    kind = form.output_kind(contracts[0].kind)
+    output_name = kind.value if kind.has_classes else contracts[0].output.name
+    contract = Contract(shared, (TensorSpec(output_name, "float32", shape),), kind, class_names)
+    return FusionPlan(
+        form=form.name,
+        members=members,
+        contract=contract,
+        opset=max(_OLDEST_OPSET, *(file.opset for file in files)),
+        fit=fit,
+        tokenizer_json=_common_tokenizer(files, names),
+        notes=_notes(contracts, members, weights, fit),
+    )
+
+
+def choose_form(contracts: Sequence[Contract], names: Sequence[str], combine: str | None) -> Form:
+    """Return the form called ``combine``, or the one that fits the members' kinds.
+
+    Raises:
+        FusionError: there is no such form, or a member's output is of a kind that it cannot take.
+    """
+    kinds = {contract.kind for contract in contracts}
+    if combine is None:
+        combine = "logits" if kinds == {Kind.LOGITS} else "probs" if kinds <= {Kind.LOGITS, Kind.PROBABILITIES} else "mean"
+    if combine not in FORMS:
+        raise FusionError(f"unknown form {combine!r}: choose --combine from {', '.join(FORMS)}")
+    form = FORMS[combine]
+    for contract, name in zip(contracts, names, strict=True):
+        if contract.kind not in form.kinds:
+            fitting = [other.name for other in FORMS.values() if kinds <= set(other.kinds)]
+            remedy = f"use --combine {' or '.join(fitting)}" if fitting else "members must give outputs of one kind"
+            raise FusionError(f"{name} gives {contract.kind.value}, which --combine {combine} cannot take: {remedy}")
+    if len(kinds) > 1 and form.name == "mean":
+        raise FusionError(f"members give {', '.join(sorted(kinds))}: outputs of different kinds have no common mean")
+    return form
+
+
+def member_names(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Return short, distinct names made of the files' names."""
+    names: list[str] = []
+    for path in paths:
+        stem = re.sub(r"[^0-9A-Za-z_.-]+", "_", path.stem)[:_LONGEST_NAME] or "member"
+        name, number = stem, 2
+        while name in names:
+            name, number = f"{stem}-{number}", number + 1
+        names.append(name)
+    return tuple(names)
+
+
+def _common_tokenizer(files: Sequence[OnnxFile], names: Sequence[str]) -> str | None:
+    tokenizers = {file.tokenizer_json for file in files if file.tokenizer_json is not None}
+    if len(tokenizers) > 1:
+        raise FusionError(
+            f"{', '.join(names)} use different tokenizers: one id means different words to them, so they cannot share an input"
+        )
+    return tokenizers.pop() if tokenizers else None
+
+
+def _notes(
+    contracts: Sequence[Contract], members: Sequence[Member], weights: Sequence[float] | None, fit: WeightFit | None
+) -> tuple[str, ...]:
+    notes = [note for contract in contracts for note in contract.assumed]
+    if weights is not None and fit is None and tuple(weights) != tuple(member.weight for member in members):
+        written = ", ".join(f"{member.weight:.4g}" for member in members)
+        notes.append(f"weights were scaled to sum to 1: {written}")
+    if fit is not None:
+        notes.append(f"weights {fit.describe()}")
+    notes += [f"{member.name} has weight 0 and is left out of the graph" for member in members if member.weight == 0]
+    if len({contract.batch_is_dynamic for contract in contracts}) > 1:
+        notes.append("one member has a fixed batch size, so the fused graph has it too")
+    return tuple(dict.fromkeys(notes))

@@ -1,0 +1,126 @@
+"""Members' weights: checked, or fitted on validation rows.
+
+Shape letters: ``n`` rows, ``c`` classes, ``m`` members.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import minimize
+from scipy.special import log_softmax
+
+from monograph.errors import FusionError
+
+Array = npt.NDArray[Any]
+_SUM_TOLERANCE = 0.01
+"""Room for weights typed with two decimals, such as 0.33,0.33,0.33."""
+_NEGLIGIBLE_WEIGHT = 1e-3
+
+
+def check_weights(weights: Sequence[float] | None, member_count: int, *, normalize: bool = False) -> tuple[float, ...]:
+    """Return weights that sum to one: equal ones where none are given.
+
+    Weights that sum to 1 within 0.01 are rescaled to sum to exactly 1, others only on request.
+
+    Raises:
+        FusionError: there are not as many as members, or they are not finite, negative, all zero, or of another sum.
+    """
+    if weights is None:
+        return (1.0 / member_count,) * member_count
+    written = ",".join(f"{weight:g}" for weight in weights)
+    if len(weights) != member_count:
+        raise FusionError(f"{len(weights)} weights ({written}) for {member_count} members: give one weight a member")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise FusionError(f"weights {written} are not all finite: give numbers")
+    if any(weight < 0 for weight in weights):
+        raise FusionError(f"weights {written} are not all positive: a weighted mean takes weights from 0 to 1")
+    total = math.fsum(weights)
+    if total == 0:
+        raise FusionError(f"weights {written} are all zero: at least one member must count")
+    if abs(total - 1) > _SUM_TOLERANCE + 1e-9 and not normalize:
+        scaled = ",".join(f"{weight / total:.4g}" for weight in weights)
+        raise FusionError(f"weights {written} sum to {total:g}, expected 1: pass --normalize, or --weights {scaled}")
+    return tuple(weight / total for weight in weights)
+
+
+@dataclass(frozen=True)
+class WeightFit:
+    """Weights chosen on validation rows, and what they gained there over equal weights."""
+
+    weights: tuple[float, ...]
+    row_count: int
+    rows_sha256: str
+    nll: float
+    """Negative log-likelihood in nats, the mean over the rows fitted on; also of equal weights and of each member."""
+    equal_weights_nll: float
+    member_nll: tuple[float, ...]
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return (
+            f"fitted on {self.row_count} rows: NLL {self.nll:.4f} "
+            f"(equal weights {self.equal_weights_nll:.4f}, best member {min(self.member_nll):.4f})"
+        )
+
+
+def fit_weights(outputs: Sequence[Array], labels: Array, *, are_logits: bool, rows_sha256: str) -> WeightFit:
+    """Choose weights on the simplex that minimise the NLL of the fused output on validation rows.
+
+    For logits that is NLL(softmax(Σ αᵢzᵢ)), for probabilities NLL(Σ αᵢpᵢ); both are convex in α, so the minimum that
+    is found is the minimum. Weights below 0.001 become 0.
+
+    Args:
+        outputs: one array ``float64 [n, c]`` a member, all logits or all probabilities, in the same class order.
+        labels: ``int64 [n]``.
+        are_logits: which of the two the outputs are.
+        rows_sha256: digest of the rows, kept as a record of what the weights have seen.
+
+    Raises:
+        FusionError: an output is not finite.
+    """
+    stacked = np.stack(outputs)  # [m, n, c]
+    if not np.isfinite(stacked).all():
+        raise FusionError("a member's output is not finite on the rows to fit on: weights cannot be fitted")
+    member_count = len(stacked)
+    picked = stacked[:, np.arange(len(labels)), labels]  # [m, n], of the true class
+
+    def nll(weights: Array) -> float:
+        return _nll_of_logits(weights, stacked, picked) if are_logits else _nll_of_probabilities(weights, picked)
+
+    equal = np.full(member_count, 1.0 / member_count)
+    result = minimize(
+        nll,
+        equal,
+        method="SLSQP",
+        bounds=[(0.0, 1.0)] * member_count,
+        constraints={"type": "eq", "fun": lambda weights: weights.sum() - 1.0},
+        options={"ftol": 1e-9, "maxiter": 200},
+    )
+    best = np.where(result.x < _NEGLIGIBLE_WEIGHT, 0.0, result.x)
+    best = best / best.sum()
+    if nll(best) > nll(equal):
+        best = equal
+    return WeightFit(
+        weights=tuple(float(weight) for weight in best),
+        row_count=len(labels),
+        rows_sha256=rows_sha256,
+        nll=nll(best),
+        equal_weights_nll=nll(equal),
+        member_nll=tuple(nll(one) for one in np.eye(member_count)),
+    )
+
+
+def _nll_of_logits(weights: Array, stacked: Array, picked: Array) -> float:
+    fused = np.einsum("m,mnc->nc", weights, stacked)
+    log_normaliser = fused[:, :1] - log_softmax(fused, axis=1)[:, :1]
+    return float(np.mean(log_normaliser[:, 0] - weights @ picked))
+
+
+def _nll_of_probabilities(weights: Array, picked: Array) -> float:
+    return float(-np.mean(np.log(np.maximum(weights @ picked, np.finfo(np.float64).tiny))))
