@@ -45,7 +45,7 @@ class Exported:
     route: str
 
 
-def export_model(
+def export_torch(
     model: TorchModel,
     path: Path,
     *,

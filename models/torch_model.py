@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_model, save_model
 from torch import nn
 
 from monograph.errors import ContractError, SourceError
@@ -70,19 +70,21 @@ def load_weights(module: nn.Module, path: Path, *, allow_pickle: bool = False) -
     """
     if not path.is_file():
         raise SourceError(f"no such weights file: {path}")
-    state = _read_pickle(path, allow_pickle) if path.suffix in PICKLE_SUFFIXES else _read_safetensors(path)
     try:
-        module.load_state_dict(state)
+        if path.suffix in PICKLE_SUFFIXES:
+            module.load_state_dict(_read_pickle(path, allow_pickle))
+        else:
+            load_model(module, path)
+    except SafetensorError as error:
+        raise SourceError(f"{path} is not a safetensors file, or is cut short: {error}") from error
     except RuntimeError as error:
         reason = " ".join(line.strip() for line in str(error).splitlines()[1:3])
         raise SourceError(f"{path} does not fit the model: {reason}") from error
 
 
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise SourceError(f"{path} is not a safetensors file, or is cut short: {error}") from error
+def save_weights(module: nn.Module, path: Path) -> None:
+    """Write the state dict of ``module`` as safetensors."""
+    save_model(module, str(path))
 
 
 def _read_pickle(path: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:

@@ -1,1 +1,33 @@
-"""Many models, one graph: export, fuse, prove and measure ONNX models."""
+"""Many models, one graph: export, fuse, prove and measure ONNX models.
+
+The public verbs load what they need when they are first used, so that ``import monograph`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from monograph.pipelines.export import export_model
+    from monograph.pipelines.fuse import fuse_models, plan_models
+    from monograph.pipelines.measure import measure_models
+    from monograph.pipelines.run import run_pipeline
+
+__version__ = "0.1.0"
+
+_VERBS = {
+    "export_model": "monograph.pipelines.export",
+    "fuse_models": "monograph.pipelines.fuse",
+    "plan_models": "monograph.pipelines.fuse",
+    "measure_models": "monograph.pipelines.measure",
+    "run_pipeline": "monograph.pipelines.run",
+}
+
+__all__ = ["__version__", "export_model", "fuse_models", "measure_models", "plan_models", "run_pipeline"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _VERBS:
+        raise AttributeError(f"module 'monograph' has no attribute {name!r}")
+    return getattr(importlib.import_module(_VERBS[name]), name)

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from monograph.models.data.rows import Rows
-from monograph.runtime.latency import TimingRule
 from monograph.runtime.measure import Contender, Settings, raw_timings
 from monograph.runtime.results import Interval
 from monograph.runtime.statistics import bootstrap_interval
+from monograph.runtime.timing import TimingRule
 
 BLOCK_RULE = TimingRule(min_runs=40, min_s=0.3, max_s=5.0, warmup_s=0.2)
 

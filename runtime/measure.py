@@ -1,51 +1,32 @@
 """Measure contenders: latency and accuracy, each in a fresh process of its own.
 
-Parent side: :func:`measure`. Child side: :func:`time_and_run`, which imports what the contender's loader needs and
-nothing else: for an ONNX file that is ONNX Runtime and numpy.
+What happens inside that process is :mod:`monograph.runtime.runner`.
 """
 
 from __future__ import annotations
 
-import importlib
-import resource
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from monograph.models.contract import Contract, random_inputs
+from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
 from monograph.runtime.environment import describe_environment, environment_warnings
-from monograph.runtime.latency import RawTiming, TimingRule, summarise_latency, summarise_throughput, time_calls
+from monograph.runtime.latency import summarise_latency, summarise_throughput
 from monograph.runtime.process import call_in_fresh_process
 from monograph.runtime.results import Accuracy, Measurement
-from monograph.runtime.session import Session, open_session, usable_cores
+from monograph.runtime.runner import OUTPUTS_FILE, ROWS_FILE
+from monograph.runtime.session import usable_cores
 from monograph.runtime.targets import Target
+from monograph.runtime.timing import RawTiming, TimingRule
 
 Array = npt.NDArray[Any]
 BATCH_SIZES = (1, 8, 32)
-_SCORING_BATCH_SIZE = 32
-_TIMING_SEQUENCE_LENGTH = 64
-_ROWS_FILE, _OUTPUTS_FILE = "rows.npz", "outputs.npy"
-
-
-class Runner(Protocol):
-    """Something loaded that computes outputs from inputs."""
-
-    def __call__(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Compute one batch."""
-
-    def bind(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
-        """Return the bare call on these inputs, with nothing around it that timing would count."""
-
-    def nodes_per_provider(self) -> dict[str, int]:
-        """Return what ran where; empty where ONNX Runtime did not run it."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +55,7 @@ class Settings:
 def onnx_contender(name: str, path: Path, contract: Contract, sha256: str, size_bytes: int, target: Target) -> Contender:
     """Return the contender that runs one ONNX file by ``target``'s provider."""
     arguments = {"path": str(path.absolute()), "provider": target.provider}
-    return Contender(name, "monograph.runtime.measure:load_onnx", arguments, contract, sha256, size_bytes)
-
-
-def load_onnx(path: str, provider: str, threads: int, spinning: bool) -> Session:
-    """Child side: load an ONNX file, recording which provider takes each node."""
-    return open_session(Path(path), providers=[provider], threads=threads, spinning=spinning, record_placement=True)
+    return Contender(name, "monograph.runtime.runner:load_onnx", arguments, contract, sha256, size_bytes)
 
 
 def measure(contender: Contender, target: Target, rows: Rows | None, settings: Settings) -> Measurement:
@@ -133,9 +109,9 @@ def _run_child(contender: Contender, rows: Rows | None, settings: Settings) -> t
     with tempfile.TemporaryDirectory(prefix="monograph-rows-") as name:
         folder = Path(name)
         if rows is not None:
-            rows.save(folder / _ROWS_FILE)
+            rows.save(folder / ROWS_FILE)
         raw = call_in_fresh_process(
-            "monograph.runtime.measure:time_and_run",
+            "monograph.runtime.runner:time_and_run",
             {
                 "loader": contender.loader,
                 "loader_arguments": dict(contender.loader_arguments),
@@ -144,66 +120,6 @@ def _run_child(contender: Contender, rows: Rows | None, settings: Settings) -> t
                 "settings": asdict(settings) | {"threads": settings.threads or usable_cores()},
             },
         )
-        outputs_file = folder / _OUTPUTS_FILE
+        outputs_file = folder / OUTPUTS_FILE
         outputs = np.load(outputs_file, allow_pickle=False) if outputs_file.exists() else None
     return raw, outputs
-
-
-def time_and_run(
-    loader: str, loader_arguments: Mapping[str, Any], contract_json: str, folder: str, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Child side: load, time at each batch size, then run all rows once; returns raw nanoseconds."""
-    contract = Contract.from_json(contract_json)
-    rows_file = Path(folder) / _ROWS_FILE
-    rows = Rows.load(rows_file) if rows_file.exists() else None
-    module_name, _, function_name = loader.partition(":")
-    load: Callable[..., Runner] = getattr(importlib.import_module(module_name), function_name)
-    rule = TimingRule(**settings["rule"])
-
-    start = time.perf_counter_ns()
-    runner = load(**loader_arguments, threads=settings["threads"], spinning=settings["spinning"])
-    create_ns = time.perf_counter_ns() - start
-    timings = []
-    for batch_size in _possible_batch_sizes(contract, settings["batch_sizes"]):
-        call = runner.bind(_timing_inputs(contract, rows, batch_size))
-        timings.append(asdict(time_calls(call, batch_size, create_ns, rule)))
-    peak = _peak_memory_bytes()
-    if rows is not None:
-        outputs = run_all_rows(runner, contract, rows)
-        np.save(Path(folder) / _OUTPUTS_FILE, outputs, allow_pickle=False)
-    return {"timings": timings, "nodes_per_provider": runner.nodes_per_provider(), "peak_memory_bytes": peak}
-
-
-def run_all_rows(runner: Callable[[Mapping[str, Array]], Mapping[str, Array]], contract: Contract, rows: Rows) -> Array:
-    """Return the primary output for every row ``[n, …]``; a fixed batch size is filled up by repeating rows."""
-    fixed = _fixed_batch_size(contract)
-    batch_size = fixed or _SCORING_BATCH_SIZE
-    outputs = []
-    for start in range(0, len(rows), batch_size):
-        indices = np.arange(start, start + batch_size)
-        real_count = int((indices < len(rows)).sum())
-        batch = rows.take(indices % len(rows) if fixed else indices[:real_count])
-        outputs.append(runner(batch.inputs)[contract.output.name][:real_count])
-    return np.concatenate(outputs)
-
-
-def _fixed_batch_size(contract: Contract) -> int | None:
-    first = contract.inputs[0].shape[0] if contract.inputs[0].shape else 1
-    return first if isinstance(first, int) else None
-
-
-def _possible_batch_sizes(contract: Contract, wanted: Sequence[int]) -> list[int]:
-    fixed = _fixed_batch_size(contract)
-    return list(wanted) if fixed is None else [fixed]
-
-
-def _timing_inputs(contract: Contract, rows: Rows | None, batch_size: int) -> dict[str, Array]:
-    """The first rows there are, repeated where they are too few, or random ones."""
-    if rows is None:
-        return random_inputs(contract, batch_size, np.random.default_rng(0), _TIMING_SEQUENCE_LENGTH)
-    return dict(rows.take(np.arange(batch_size) % len(rows)).inputs)
-
-
-def _peak_memory_bytes() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import numpy.typing as npt
 
@@ -40,6 +39,8 @@ _FATAL = 4
 
 def usable_cores() -> int:
     """Return how many cores this process may really use: the least of affinity and the cgroup's quota."""
+    import joblib  # slow to import, and a measuring process is told its threads
+
     return int(joblib.cpu_count())
 
 

@@ -21,7 +21,7 @@ from monograph.export.trace import write_proven
 from monograph.models.contract import Kind
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile, read_onnx
-from monograph.runtime.measure import run_all_rows
+from monograph.runtime.runner import run_all_rows
 from monograph.runtime.session import open_session
 
 Array = npt.NDArray[Any]

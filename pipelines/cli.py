@@ -1,0 +1,318 @@
+"""The command line: one command a verb, over the functions of the same name.
+
+Exit codes: 0 done or pass, 1 fail, 2 the user's input was wrong, 3 inconclusive, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+import monograph
+from monograph.errors import ConfigError, MonographError
+from monograph.pipelines.progress import Progress
+
+app = typer.Typer(
+    name="monograph",
+    help="Many models, one graph: export, fuse, prove and measure ONNX models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the machine-readable result, and nothing else, on standard output.")]
+Tolerance = Annotated[
+    float, typer.Option(help="Largest absolute error that the proof allows, as a share of the largest absolute reference value.")
+]
+_INTERRUPTED = 130
+_SOURCE = "`file.onnx`, `hf:ID_OR_FOLDER` or `py:package.module:factory`"
+_DATA = "DATA: `file.npz`, an image folder, CSV, Parquet or JSONL, a `datasets` folder or id, or `py:package.module:factory`"
+
+
+def main() -> NoReturn:
+    """Run the command line and exit."""
+    sys.exit(_exit_code(sys.argv[1:]))
+
+
+def _exit_code(arguments: list[str]) -> int:
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(arguments, prog_name="monograph", standalone_mode=False)
+    except MonographError as error:
+        return _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted; nothing was left half-written", _INTERRUPTED)
+    except Exception as error:
+        # What click raises for a wrong option carries its own message; anything else is a bug and keeps its traceback.
+        if not hasattr(error, "format_message"):
+            raise
+        return _fail(" ".join(error.format_message().split()), ConfigError.exit_code)
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, exit_code: int) -> int:
+    Console(stderr=True, highlight=False).print(f"[red]monograph:[/red] {_escape(message)}", soft_wrap=True)
+    return exit_code
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(text.split()))
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"monograph {monograph.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Many models, one graph: export, fuse, prove and measure ONNX models."""
+
+
+@app.command()
+def run(
+    pipeline: Annotated[Path, typer.Argument(help="Pipeline file, for example pipelines/quickstart.yaml.")],
+    out: Annotated[Path | None, typer.Option(help="Output folder; `runs/NAME` by default.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting, such as measure.blocks=3.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a pipeline file: train, export, fuse, measure, report. What an earlier run finished is not done again."""
+    from monograph.pipelines.run import run_pipeline
+
+    progress = Progress()
+    result = run_pipeline(pipeline, out, set_ or (), progress)
+    if as_json:
+        typer.echo(result.result.read_text(encoding="utf-8"), nl=False)
+        return
+    from monograph.pipelines.records import read_record
+    from monograph.pipelines.report import Report, contender_table
+
+    report = read_record(result.result, Report)
+    console = Console()
+    console.print(contender_table(report.contenders))
+    for ratio in report.ratios:
+        console.print(f"{ratio.name}: [bold]{ratio.estimate:.2f}[/bold] [{ratio.low:.2f}, {ratio.high:.2f}]", soft_wrap=True)
+    console.print(f"\nfused graph  {result.fused}\nreport       {result.report}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help=f"SOURCE: {_SOURCE}.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
+    task: Annotated[str | None, typer.Option(help="Of a Hugging Face model; guessed from its architecture by default.")] = None,
+    opset: Annotated[int | None, typer.Option(help="ONNX opset, 20 by default.")] = None,
+    route: Annotated[
+        str, typer.Option(help="`auto`, `dynamo`, `torchscript` (the older exporter) or, for `hf:`, `optimum`.")
+    ] = "auto",
+    dynamo: Annotated[
+        bool, typer.Option("--dynamo/--no-dynamo", help="`--no-dynamo` is short for `--route torchscript`.")
+    ] = True,
+    argument: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="For the factory of a `py:` source; the value is JSON or text.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Safetensors file for the module of a `py:` source.")] = None,
+    allow_pickle: Annotated[bool, typer.Option("--allow-pickle", help="Read weights from a pickle, tensors only.")] = False,
+    input_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input", metavar="NAME:DTYPE:DIM,…", help="An input of a module without a contract: pixels:float32:batch,3,224,224."
+        ),
+    ] = None,
+    classes: Annotated[str | None, typer.Option(help="Class names in order: `a,b,c`, or a .txt or .json file.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="What the output is: logits, probabilities, regression, embedding or scores.")
+    ] = None,
+    data: Annotated[str | None, typer.Option(help=f"Rows to prove parity on; fresh random ones by default. {_DATA}.")] = None,
+    tolerance: Tolerance = 1e-4,
+    as_json: Json = False,
+) -> None:
+    """Export a model to ONNX with a contract inside, proven equal to it at batch 1, 2 and 5.
+
+    An ONNX file can be given too: it gets the contract that `--kind` and `--classes` state.
+    """
+    from monograph.pipelines.export import export_model
+
+    progress = Progress()
+    with progress.stage(f"export {source}"):
+        exported = export_model(
+            source,
+            output,
+            task=task,
+            opset=opset,
+            route=route if dynamo else "torchscript",
+            arguments=dict(_key_value(text) for text in argument or ()),
+            weights=weights,
+            allow_pickle=allow_pickle,
+            inputs=input_ or (),
+            class_names=classes,
+            kind=kind,
+            data=data,
+            tolerance=tolerance,
+        )
+    if as_json:
+        _print_json(exported)
+        return
+    for note in exported.contract.assumed:
+        progress.note(note)
+    _say(f"{exported.path}  by {exported.route}, {exported.proof.describe()}")
+
+
+@app.command()
+def fuse(
+    models: Annotated[list[str], typer.Argument(help=f"Two or more members: {_SOURCE}.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The .onnx file to write.")] = None,
+    weights: Annotated[str | None, typer.Option(help="One weight a member, summing to 1: 0.3,0.7. Equal by default.")] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Scale --weights to sum to 1, whatever their sum.")] = False,
+    fit: Annotated[str | None, typer.Option(help=f"Labelled validation rows to choose the weights on. {_DATA}.")] = None,
+    combine: Annotated[str | None, typer.Option(help="`logits`, `probs` or `mean`; by default what fits the members.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help=f"Rows for the proof; those of --fit or random ones by default. {_DATA}.")
+    ] = None,
+    tolerance: Tolerance = 1e-4,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fuse models into one ONNX graph, O = Σ αᵢOᵢ, proven equal to the members run apart at batch 1, 2 and 5."""
+    from monograph.pipelines.fuse import fuse_models, plan_models
+
+    given = None if weights is None else [_number(text) for text in weights.split(",")]
+    progress = Progress()
+    if dry_run:
+        plan = plan_models(models, weights=given, normalize=normalize, fit=fit, combine=combine)
+        _print_json(plan) if as_json else _say(plan.describe())
+        return
+    if output is None:
+        raise ConfigError("no output: give -o fused.onnx, or --dry-run to see the plan")
+    with progress.stage(f"fuse {len(models)} models"):
+        fused = fuse_models(
+            models, output, weights=given, normalize=normalize, fit=fit, combine=combine, data=data, tolerance=tolerance
+        )
+    if as_json:
+        _print_json({"path": str(fused.file.path), "plan": fused.plan, "proof": fused.proof, "node_count": fused.node_count})
+        return
+    for note in fused.plan.notes:
+        progress.note(note)
+    shares = ", ".join(f"{member.weight:.4g} x {member.name}" for member in fused.plan.members)
+    _say(f"{fused.file.path}  {shares}\n{fused.proof.describe()}")
+
+
+@app.command()
+def measure(
+    models: Annotated[list[Path], typer.Argument(help="One or more ONNX files.")],
+    on: Annotated[str, typer.Option(help="Targets, separated by commas; `monograph targets` lists them.")] = "cpu",
+    data: Annotated[str | None, typer.Option(help=f"Labelled test rows for accuracy. {_DATA}.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="The column of labels in DATA.")] = None,
+    batch_sizes: Annotated[str, typer.Option(help="Latency at the first, throughput at all of them.")] = "1,8,32",
+    threads: Annotated[int | None, typer.Option(help="Intra-op threads; all usable cores by default.")] = None,
+    spinning: Annotated[
+        bool, typer.Option("--spinning/--no-spinning", help="Whether idle threads spin, ONNX Runtime's default.")
+    ] = True,
+    min_runs: Annotated[int, typer.Option(min=40, help="Fewest timed runs; p99 needs 368.")] = 400,
+    max_seconds: Annotated[float, typer.Option(help="Longest time a batch size, once 40 runs are done.")] = 20.0,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write, raw samples included.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure accuracy and latency, each model in a fresh process of its own."""
+    from monograph.pipelines.measure import measure_models
+    from monograph.pipelines.records import write_record
+    from monograph.runtime.timing import TimingRule
+
+    progress = Progress()
+    with progress.stage(f"measure {len(models)} model{'s' if len(models) > 1 else ''} on {on}"):
+        measurements = measure_models(
+            models,
+            on=on.split(","),
+            data=data,
+            batch_sizes=[_whole_number(text) for text in batch_sizes.split(",")],
+            threads=threads,
+            spinning=spinning,
+            rule=TimingRule(min_runs=min_runs, max_s=max_seconds),
+            label_column=label_column,
+            on_progress=lambda model, target: progress.update(0, len(models), f"{model} on {target}"),
+        )
+    if output is not None:
+        from monograph.models.files import write_atomically
+
+        with write_atomically(output) as staged:
+            write_record(staged, measurements)
+    if as_json:
+        _print_json(measurements)
+        return
+    from monograph.pipelines.report import Contender, contender_table
+
+    Console().print(contender_table([Contender(one.model, "member", one) for one in measurements]))
+    for warning in dict.fromkeys(warning for one in measurements for warning in one.warnings):
+        progress.note(warning)
+
+
+@app.command()
+def targets(as_json: Json = False) -> None:
+    """List the targets of this machine, with what evidence a figure on each would carry."""
+    from monograph.runtime.targets import TARGETS
+
+    rows = [
+        {"name": target.name, "available": target.is_available(), "evidence": target.evidence, "detail": target.describe()}
+        for target in TARGETS.values()
+    ]
+    if as_json:
+        _print_json(rows)
+        return
+    from rich.table import Table
+
+    table = Table("target", "here", "evidence", "what it is, or what is missing", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(str(row["name"]), "yes" if row["available"] else "no", str(row["evidence"]), str(row["detail"]))
+    Console().print(table)
+
+
+def _print_json(result: Any) -> None:
+    from monograph.pipelines.records import to_json
+
+    typer.echo(to_json(result))
+
+
+def _say(text: str) -> None:
+    Console(highlight=False).print(_escape_lines(text), soft_wrap=True)
+
+
+def _escape_lines(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _key_value(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--argument {text!r} is not of the form KEY=VALUE")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is not a number: weights are written 0.3,0.7") from error
+
+
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ConfigError(f"{text!r} is not a whole number: batch sizes are written 1,8,32") from error

@@ -1,0 +1,71 @@
+"""The verb ``measure``: accuracy and latency of models on targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from monograph.errors import ConfigError
+from monograph.models.data.load import load_rows
+from monograph.models.onnx_file import OnnxFile, read_onnx
+from monograph.models.sources import Scheme, parse_source
+from monograph.runtime.measure import BATCH_SIZES, Settings, measure, onnx_contender
+from monograph.runtime.results import Measurement
+from monograph.runtime.targets import find_target
+from monograph.runtime.timing import TimingRule
+
+
+def measure_models(
+    models: Sequence[str | Path],
+    *,
+    on: Sequence[str] = ("cpu",),
+    data: str | None = None,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    threads: int | None = None,
+    spinning: bool = True,
+    rule: TimingRule | None = None,
+    label_column: str | None = None,
+    on_progress: Callable[[str, str], None] = lambda model, target: None,
+) -> list[Measurement]:
+    """Measure each model on each target, each in a fresh process of its own.
+
+    Args:
+        models: ONNX files.
+        on: names of targets.
+        data: DATA; with labels it gives accuracy, without it random rows are timed and nothing is scored.
+        batch_sizes: the first is the one that latency is reported for, all of them give throughput.
+        threads: intra-op threads; all usable cores by default.
+        spinning: let idle threads spin, ONNX Runtime's default.
+        rule: how long to measure.
+        label_column: the column of labels in ``data``.
+        on_progress: told the model and the target before each measurement.
+
+    Raises:
+        InputError: a model, a target or the data cannot be used.
+        WorkerError: a measuring process died.
+    """
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise ConfigError(f"batch sizes {list(batch_sizes)}: give one or more sizes of at least 1")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"{threads} threads: give at least 1")
+    targets = [find_target(name) for name in on]
+    files = [_onnx(str(model)) for model in models]
+    rows = [
+        None if data is None else load_rows(data, file.contract, tokenizer_json=file.tokenizer_json, label_column=label_column)
+        for file in files
+    ]
+    settings = Settings(tuple(batch_sizes), threads, spinning, rule or TimingRule())
+    measurements = []
+    for file, file_rows in zip(files, rows, strict=True):
+        for target in targets:
+            on_progress(file.path.stem, target.name)
+            contender = onnx_contender(file.path.stem, file.path, file.contract, file.sha256, file.size_bytes, target)
+            measurements.append(measure(contender, target, file_rows, settings))
+    return measurements
+
+
+def _onnx(model: str) -> OnnxFile:
+    source = parse_source(model)
+    if source.scheme is not Scheme.ONNX:
+        raise ConfigError(f"{model} is no ONNX file: export it first, monograph export {model} -o {source.name}.onnx")
+    return read_onnx(source.path)

@@ -1,0 +1,107 @@
+"""Run and time one contender inside the measuring process, which imports ONNX Runtime, numpy and nothing more.
+
+The other side, which starts that process and draws conclusions, is :mod:`monograph.runtime.measure`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from monograph.models.contract import Contract, random_inputs
+from monograph.models.data.rows import Rows
+from monograph.runtime.session import Session, open_session
+from monograph.runtime.timing import TimingRule, time_calls
+
+Array = npt.NDArray[Any]
+ROWS_FILE, OUTPUTS_FILE = "rows.npz", "outputs.npy"
+_SCORING_BATCH_SIZE = 32
+_TIMING_SEQUENCE_LENGTH = 64
+
+
+class Runner(Protocol):
+    """Something loaded that computes outputs from inputs."""
+
+    def __call__(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Compute one batch."""
+
+    def bind(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
+        """Return the bare call on these inputs, with nothing around it that timing would count."""
+
+    def nodes_per_provider(self) -> dict[str, int]:
+        """Return what ran where; empty where ONNX Runtime did not run it."""
+
+
+def load_onnx(path: str, provider: str, threads: int, spinning: bool) -> Session:
+    """Child side: load an ONNX file, recording which provider takes each node."""
+    return open_session(Path(path), providers=[provider], threads=threads, spinning=spinning, record_placement=True)
+
+
+def time_and_run(
+    loader: str, loader_arguments: Mapping[str, Any], contract_json: str, folder: str, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Child side: load, time at each batch size, then run all rows once; returns raw nanoseconds."""
+    contract = Contract.from_json(contract_json)
+    rows_file = Path(folder) / ROWS_FILE
+    rows = Rows.load(rows_file) if rows_file.exists() else None
+    module_name, _, function_name = loader.partition(":")
+    load: Callable[..., Runner] = getattr(importlib.import_module(module_name), function_name)
+    rule = TimingRule(**settings["rule"])
+
+    start = time.perf_counter_ns()
+    runner = load(**loader_arguments, threads=settings["threads"], spinning=settings["spinning"])
+    create_ns = time.perf_counter_ns() - start
+    timings = []
+    for batch_size in _possible_batch_sizes(contract, settings["batch_sizes"]):
+        call = runner.bind(_timing_inputs(contract, rows, batch_size))
+        timings.append(asdict(time_calls(call, batch_size, create_ns, rule)))
+    peak = peak_memory_bytes()
+    if rows is not None:
+        outputs = run_all_rows(runner, contract, rows)
+        np.save(Path(folder) / OUTPUTS_FILE, outputs, allow_pickle=False)
+    return {"timings": timings, "nodes_per_provider": runner.nodes_per_provider(), "peak_memory_bytes": peak}
+
+
+def run_all_rows(runner: Callable[[Mapping[str, Array]], Mapping[str, Array]], contract: Contract, rows: Rows) -> Array:
+    """Return the primary output for every row ``[n, …]``; a fixed batch size is filled up by repeating rows."""
+    fixed = _fixed_batch_size(contract)
+    batch_size = fixed or _SCORING_BATCH_SIZE
+    outputs = []
+    for start in range(0, len(rows), batch_size):
+        indices = np.arange(start, start + batch_size)
+        real_count = int((indices < len(rows)).sum())
+        batch = rows.take(indices % len(rows) if fixed else indices[:real_count])
+        outputs.append(runner(batch.inputs)[contract.output.name][:real_count])
+    return np.concatenate(outputs)
+
+
+def _fixed_batch_size(contract: Contract) -> int | None:
+    first = contract.inputs[0].shape[0] if contract.inputs[0].shape else 1
+    return first if isinstance(first, int) else None
+
+
+def _possible_batch_sizes(contract: Contract, wanted: Sequence[int]) -> list[int]:
+    fixed = _fixed_batch_size(contract)
+    return list(wanted) if fixed is None else [fixed]
+
+
+def _timing_inputs(contract: Contract, rows: Rows | None, batch_size: int) -> dict[str, Array]:
+    """The first rows there are, repeated where they are too few, or random ones."""
+    if rows is None:
+        return random_inputs(contract, batch_size, np.random.default_rng(0), _TIMING_SEQUENCE_LENGTH)
+    return dict(rows.take(np.arange(batch_size) % len(rows)).inputs)
+
+
+def peak_memory_bytes() -> int:
+    """Return the peak resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
