@@ -38,7 +38,9 @@ def pixels_from_pictures(pictures: Sequence[Image.Image], spec: TensorSpec, wher
         DataError: pictures of differing sizes where the model's size is symbolic, or with pixels of more than 8 bits.
         ContractError: the contract asks for something that no picture can be brought to.
     """
-    return _stack((_fit(picture, _frame(spec), f"{where}: row {row}") for row, picture in enumerate(pictures)), len(pictures), where)
+    frame = _frame(spec)
+    fitted = (_fit(picture, frame, f"{where}: row {row}") for row, picture in enumerate(pictures))
+    return _stack(fitted, len(pictures), where)
 
 
 def pixels_from_array(array: Array, spec: TensorSpec, where: str) -> tuple[Array, list[str]]:
@@ -58,21 +60,20 @@ def pixels_from_array(array: Array, spec: TensorSpec, where: str) -> tuple[Array
     pixels, sentences = _channels_last(array, frame, where)
     assumed += sentences
     height, width, channels = pixels.shape[1:]
-    if (frame.height or height, frame.width or width) != (height, width) or (frame.height is None and frame.shorter_side):
-        images = (Image.fromarray(image[..., 0] if channels == 1 else image) for image in pixels)
-        if channels not in _MODES:
-            raise DataError(f"{where} has {channels} channels, and only pictures of 1, 3 or 4 can be resized: resize them first")
-        return _stack((_fit(image, frame, where) for image in images), len(pixels), where), assumed
-    if frame.shorter_side and frame.shorter_side != min(height, width):
+    fits = (frame.height, frame.width) == (height, width) or (frame.height is None and frame.shorter_side is None)
+    if fits and frame.shorter_side not in (None, min(height, width)):
         assumed.append(f"{where} has the model's size {height} x {width} and was taken as resized and cropped already")
-    if channels == frame.channels:
+    if fits and channels == frame.channels:
         return pixels, assumed
-    if channels == 1 and frame.channels == 3:
+    if fits and (channels, frame.channels) == (1, 3):
         return np.broadcast_to(pixels, (*pixels.shape[:3], 3)), assumed
     if channels not in _MODES:
-        raise DataError(f"{where} has {channels} channels, expected {frame.channels}")
-    converted = (_to_mode(Image.fromarray(image[..., 0] if channels == 1 else image), frame, where) for image in pixels)
-    return _stack((np.asarray(image) for image in converted), len(pixels), where), assumed
+        raise DataError(
+            f"{where} has {channels} channels, and only 1, 3 or 4 can be resized or converted: give {spec.describe()}"
+        )
+    pictures = (Image.fromarray(image[..., 0] if channels == 1 else image) for image in np.ascontiguousarray(pixels))
+    bring = _only_mode if fits else _fit
+    return _stack((bring(picture, frame, where) for picture in pictures), len(pixels), where), assumed
 
 
 def scaled_pixels(pixels: Array, spec: TensorSpec) -> Array:
@@ -85,7 +86,9 @@ def scaled_pixels(pixels: Array, spec: TensorSpec) -> Array:
     prep, channels, dtype = _image_preprocessing(spec), pixels.shape[-1], np.dtype(spec.dtype)
     for name, numbers in (("mean", prep.mean), ("std", prep.std)):
         if len(numbers) not in (1, channels):
-            raise ContractError(f"input {spec.name!r} has {channels} channels but {len(numbers)} values of {name}: give 1 or {channels}")
+            raise ContractError(
+                f"input {spec.name!r} has {channels} channels but {len(numbers)} values of {name}: give 1 or {channels}"
+            )
     if dtype.kind == "f":
         values: Array = pixels.astype(np.float32)
         values *= np.float32(prep.scale)
@@ -96,7 +99,7 @@ def scaled_pixels(pixels: Array, spec: TensorSpec) -> Array:
         values = pixels.astype(dtype)
     else:
         raise ContractError(f"input {spec.name!r} takes {dtype}, which cannot hold scaled pixels: state scale 1, mean 0, std 1")
-    return np.ascontiguousarray(values.transpose(0, 3, 1, 2)) if prep.layout == "NCHW" else values
+    return np.ascontiguousarray(values.transpose(0, 3, 1, 2) if prep.layout == "NCHW" else values)
 
 
 def _image_preprocessing(spec: TensorSpec) -> ImagePreprocessing:
@@ -126,9 +129,6 @@ def _frame(spec: TensorSpec) -> _Frame:
 
 def _size(dim: Dim) -> int | None:
     return dim if isinstance(dim, int) else None
-
-
-# --- arrays
 
 
 def _as_uint8(array: Array, where: str) -> tuple[Array, list[str]]:
@@ -171,14 +171,13 @@ def _stack(images: Iterable[Array], n: int, where: str) -> Array:
             stacked = np.empty((n, *pixels.shape), np.uint8)
         if pixels.shape != stacked.shape[1:]:
             found, first = (f"{shape[1]} x {shape[0]}" for shape in (pixels.shape, stacked.shape[1:]))
-            raise DataError(f"{where}: row {row} is {found} pixels but row 0 is {first}, and the model fixes no size: resize them")
+            raise DataError(
+                f"{where}: row {row} is {found} pixels but row 0 is {first}, and the model fixes no size: resize them"
+            )
         stacked[row] = pixels
     if stacked is None:
         raise DataError(f"{where}: no rows, expected at least one")
     return stacked
-
-
-# --- pictures
 
 
 def _fit(picture: Image.Image, frame: _Frame, where: str) -> Array:
@@ -191,6 +190,10 @@ def _fit(picture: Image.Image, frame: _Frame, where: str) -> Array:
     elif frame.height is not None and frame.width is not None and picture.size != (frame.width, frame.height):
         picture = picture.resize((frame.width, frame.height), frame.resample)
     return np.asarray(picture)
+
+
+def _only_mode(picture: Image.Image, frame: _Frame, where: str) -> Array:
+    return np.asarray(_to_mode(picture, frame, where))
 
 
 def _to_mode(picture: Image.Image, frame: _Frame, where: str) -> Image.Image:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from monograph.errors import DataError, SourceError
+from monograph.errors import ContractError, DataError, SourceError
 from monograph.models.contract import Contract, ImagePreprocessing, TensorSpec, TextPreprocessing
 from monograph.models.data.pixels import pixels_from_array, pixels_from_pictures, scaled_pixels
 from monograph.models.data.rows import Array
@@ -41,7 +41,7 @@ def preprocess(
 
     Raises:
         DataError: values that do not fit the input.
-        ContractError: an image preprocessing that cannot be carried out.
+        ContractError: a preprocessing that cannot be carried out.
         SourceError: a tokenizer that cannot be read.
     """
     inputs: dict[str, Array] = {}
@@ -52,6 +52,8 @@ def preprocess(
             raise DataError(f"{origin}: input {spec.name!r} has no column, got {', '.join(columns) or 'none'}")
         values = columns[spec.name]
         where = f"{origin}: input {spec.name!r}"
+        if len(values) == 0:
+            raise DataError(f"{where} has no rows, expected at least one")
         if isinstance(spec.preprocessing, TextPreprocessing) and _are_strings(values):
             texts.setdefault(id(values), []).append(spec)
             continue
@@ -88,17 +90,14 @@ def require_finite(array: Array, where: str) -> None:
 def _are_strings(values: Values) -> bool:
     if isinstance(values, np.ndarray):
         return values.dtype.kind in "UO"
-    return len(values) > 0 and isinstance(values[0], str)
-
-
-# --- arrays
+    return isinstance(values[0], str)
 
 
 def _array_input(values: Values, spec: TensorSpec, where: str) -> tuple[Array, list[str]]:
     """Pass an array through, with safe casts only."""
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
-        found = "text" if _are_strings(values) else "pictures"
-        found = f"{values.dtype} values" if isinstance(values, np.ndarray) and values.dtype.kind not in "UO" else found
+        pictures = f"{values.dtype} values" if isinstance(values, np.ndarray) else "pictures"
+        found = "text" if _are_strings(values) else pictures
         stated = "text preprocessing" if isinstance(spec.preprocessing, TextPreprocessing) else "no preprocessing"
         raise DataError(f"{where} got {found}, but the model's contract states {stated} for it: give numbers ({spec.describe()})")
     array, assumed = _with_channel_axis(values, spec, where)
@@ -109,9 +108,8 @@ def _array_input(values: Values, spec: TensorSpec, where: str) -> tuple[Array, l
 
 def _with_channel_axis(array: Array, spec: TensorSpec, where: str) -> tuple[Array, list[str]]:
     """Add an axis of size 1, the first or the last one of a row, where only that is missing."""
-    for axis in (1, len(spec.shape) - 1):
-        missing = 0 < axis == array.ndim - len(spec.shape) + 1 + axis and spec.shape[axis] == 1
-        if missing and _shape_fits(np.expand_dims(array, axis), spec):
+    for axis in (1, array.ndim):
+        if array.ndim + 1 == len(spec.shape) and _shape_fits(np.expand_dims(array, axis), spec) and spec.shape[axis] == 1:
             shape = " x ".join(map(str, array.shape[1:])) or "scalar"
             return np.expand_dims(array, axis), [f"{where}: rows are {shape}: axis {axis} of size 1 was added"]
     return array, []
@@ -156,15 +154,12 @@ def _require_fit(array: Array, spec: TensorSpec, where: str) -> None:
         )
 
 
-# --- images
-
-
 def _image_input(values: Values, spec: TensorSpec, where: str) -> tuple[Array, list[str]]:
     if isinstance(values, np.ndarray):
         if values.dtype.kind == "f":
             return _preprocessed_already(values, spec, where)
         pixels, assumed = pixels_from_array(values, spec, where)
-    elif len(values) > 0 and isinstance(values[0], str):
+    elif isinstance(values[0], str):
         raise DataError(f"{where} got text, expected pictures or uint8 pixels: name the column that holds the pictures")
     else:
         pixels, assumed = pixels_from_pictures(values, spec, where), []  # type: ignore[arg-type]  # no strings are left here
@@ -188,9 +183,6 @@ def _preprocessed_already(array: Array, spec: TensorSpec, where: str) -> tuple[A
     return cast, assumed
 
 
-# --- text
-
-
 def _text_inputs(values: Values, specs: Sequence[TensorSpec], tokenizer_json: str | None, where: str) -> dict[str, Array]:
     """Return the arrays ``[n x s]`` of one text's inputs; ``s`` is the longest text, or what the contract fixes."""
     texts = values.tolist() if isinstance(values, np.ndarray) else list(values)
@@ -211,7 +203,7 @@ def _text_inputs(values: Values, specs: Sequence[TensorSpec], tokenizer_json: st
         assert isinstance(spec.preprocessing, TextPreprocessing)
         role = spec.preprocessing.role
         if role not in roles:
-            raise DataError(f"{where} has the role {role!r} in the contract, expected one of {', '.join(roles)}")
+            raise ContractError(f"{where} has the role {role!r} in the contract, expected one of {', '.join(roles)}")
         inputs[spec.name] = np.array([roles[role](encoding) for encoding in encodings], np.dtype(spec.dtype))
     return inputs
 

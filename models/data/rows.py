@@ -19,7 +19,6 @@ from monograph.errors import DataError
 Array = npt.NDArray[Any]
 _LABELS = "y"
 _CLASS_NAMES = "class_names"
-_INPUT_PREFIX = "input:"
 
 
 @dataclass(frozen=True)
@@ -81,8 +80,14 @@ class Rows:
         return digest.hexdigest()
 
     def save(self, path: Path) -> None:
-        """Write the rows as an uncompressed ``.npz`` that :meth:`load` reads back."""
-        arrays: dict[str, Array] = {_INPUT_PREFIX + name: array for name, array in self.inputs.items()}
+        """Write the rows as an uncompressed ``.npz``, one array an input and ``y``: DATA that :meth:`load` reads back.
+
+        Raises:
+            DataError: an input has the name under which labels or class names are kept.
+        """
+        if taken := {_LABELS, _CLASS_NAMES} & set(self.inputs):
+            raise DataError(f"{self.origin}: an input is called {taken.pop()!r}, which names the labels in a file: rename it")
+        arrays: dict[str, Array] = dict(self.inputs)
         if self.labels is not None:
             arrays[_LABELS] = self.labels
         if self.class_names is not None:
@@ -97,7 +102,7 @@ class Rows:
             arrays = {name: archive[name] for name in archive.files}
         names = arrays.pop(_CLASS_NAMES, None)
         return cls(
-            inputs={name.removeprefix(_INPUT_PREFIX): array for name, array in arrays.items() if name != _LABELS},
+            inputs={name: array for name, array in arrays.items() if name != _LABELS},
             labels=arrays.get(_LABELS),
             class_names=None if names is None else tuple(map(str, names)),
             origin=str(path),

@@ -1,0 +1,55 @@
+"""Pictures that are decoded one at a time, when they are asked for: a folder of photographs seldom fits in memory."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+from PIL import Image, ImageOps
+
+from monograph.errors import DataError
+
+
+class EncodedPictures(Sequence[Image.Image]):
+    """A sequence of encoded pictures: paths, or the records ``{"bytes": …, "path": …}`` of the library ``datasets``."""
+
+    def __init__(self, count: int, encoded: Callable[[int], Any], where: str, folder: Path) -> None:
+        """Hold how to come by each of ``count`` encoded pictures; relative paths start at ``folder``."""
+        self._count = count
+        self._encoded = encoded
+        self._where = where
+        self._folder = folder
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, row: int) -> Image.Image: ...
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[Image.Image]: ...
+    def __getitem__(self, row: int | slice) -> Image.Image | Sequence[Image.Image]:
+        """Decode one picture, turned upright.
+
+        Raises:
+            DataError: it is missing or damaged; the message names its file and row.
+        """
+        if isinstance(row, slice):
+            return [self[index] for index in range(*row.indices(len(self)))]
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        encoded = self._encoded(row)
+        record: Mapping[str, Any] = {"path": encoded, "bytes": None} if isinstance(encoded, str) else encoded or {}
+        path, content = record.get("path") or "", record.get("bytes")
+        if not path and not content:
+            raise DataError(f"{self._where}: row {row} has no picture: fill or drop such rows")
+        try:
+            with Image.open(io.BytesIO(content) if content else self._folder / path) as picture:
+                picture.load()
+                return ImageOps.exif_transpose(picture)
+        except FileNotFoundError as error:
+            raise DataError(f"{self._where}: row {row}: no such file {self._folder / path}") from error
+        except Exception as error:  # decoders of damaged pictures raise whatever they stumble over
+            name = path or "the picture"
+            raise DataError(f"{self._where}: row {row}: {name} cannot be read ({error}): replace the picture") from error
