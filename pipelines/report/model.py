@@ -1,0 +1,130 @@
+"""What a report tells: the contenders, the proofs, the fusion, the training and the way to do it again.
+
+Nothing here is computed from a model; a pipeline run fills these in and ``write_report`` renders them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from monograph.export.parity import ParityProof
+from monograph.runtime.results import Evidence, Latency, Measurement, Throughput
+
+Role = Literal["member", "fused", "baseline"]
+
+_TIMED_EVIDENCE = (Evidence.EXECUTED, Evidence.DEVICE)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One measured thing on one target: a member, the fused graph, or another way to compute the same outputs."""
+
+    name: str
+    role: Role
+    measurement: Measurement
+    note: str = ""
+
+    @property
+    def is_timed(self) -> bool:
+        """False where the hardware was simulated or predicted: what took that long was not the target."""
+        return self.measurement.evidence in _TIMED_EVIDENCE
+
+    @property
+    def latency(self) -> Latency | None:
+        """The measured latency; None where there is none or where the hardware was not real."""
+        return self.measurement.latency if self.is_timed else None
+
+    @property
+    def throughput(self) -> tuple[Throughput, ...]:
+        """The measured throughput by batch size; empty where the hardware was not real."""
+        return self.measurement.throughput if self.is_timed else ()
+
+    @property
+    def best_throughput(self) -> Throughput | None:
+        """The batch size that passes the most rows a second."""
+        return max(self.throughput, key=lambda one: one.rows_per_s.estimate, default=None)
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A parity proof with the names that people know the two sides by."""
+
+    subject: str
+    reference: str
+    parity: ParityProof
+
+
+@dataclass(frozen=True)
+class MemberWeight:
+    """A member of the fusion and its weight α (of any sign; usually they sum to 1)."""
+
+    name: str
+    weight: float
+
+
+@dataclass(frozen=True)
+class FusionSummary:
+    """How the members became one graph."""
+
+    form: str
+    """What is combined: ``logits``, ``probs``, ``geometric`` …"""
+    formula: str
+    members: tuple[MemberWeight, ...]
+    fitted: bool
+    """True where the weights were fitted to data, False where they were given."""
+    note: str
+    node_count: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class TrainingCurve:
+    """One value per epoch: losses in nats, top-1 as a share of 1. A tuple may be empty where nothing was recorded."""
+
+    name: str
+    train_loss: tuple[float, ...]
+    validation_loss: tuple[float, ...]
+    validation_top1: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The ratio of two times that were measured in turns; below 1 the first of the two is the faster."""
+
+    name: str
+    estimate: float
+    low: float
+    high: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that one pipeline run found out."""
+
+    title: str
+    created: str
+    """ISO 8601."""
+    version: str
+    data: str
+    """Which rows were used, in words."""
+    contenders: tuple[Contender, ...]
+    proofs: tuple[Proof, ...]
+    fusion: FusionSummary | None
+    curves: tuple[TrainingCurve, ...]
+    ratios: tuple[Ratio, ...]
+    commands: tuple[str, ...]
+    """What to type to get this report again."""
+    pipeline_yaml: str
+    duration_s: float
+    notes: tuple[str, ...]
+
+
+def by_target(contenders: Iterable[Contender]) -> dict[str, tuple[Contender, ...]]:
+    """Group by target, both in order of appearance: times on two targets do not belong on one axis."""
+    groups: dict[str, list[Contender]] = {}
+    for contender in contenders:
+        groups.setdefault(contender.measurement.target, []).append(contender)
+    return {target: tuple(group) for target, group in groups.items()}

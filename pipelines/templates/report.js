@@ -1,0 +1,10 @@
+"use strict";
+const root = document.documentElement;
+const toggle = document.getElementById("theme");
+const isDark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+const name = () => { toggle.textContent = isDark() ? "Light" : "Dark"; };
+toggle.hidden = false;
+toggle.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; name(); });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", name);
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((one) => { one.open = true; }));
+name();
