@@ -80,6 +80,11 @@ class MeasureConfig(_Strict):
     """Not called `on`, which YAML reads as true."""
     batch_sizes: list[Annotated[int, Field(ge=1)]] = [1, 8, 32]
     threads: Annotated[int, Field(ge=1)] | None = None
+    min_runs: Annotated[int, Field(ge=40)] = 400
+    """Timed calls a batch size; p99 needs 368."""
+    min_seconds: Annotated[float, Field(ge=0)] = 1.0
+    max_seconds: Annotated[float, Field(gt=0)] = 20.0
+    """No longer than this a batch size, once 40 calls are timed."""
     baselines: list[Literal["sessions", "eager"]] = ["sessions", "eager"]
     """`sessions`: N sessions and numpy; `eager`: PyTorch, for members that are `py:` sources."""
     blocks: Annotated[int, Field(ge=2)] = 5

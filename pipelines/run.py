@@ -284,17 +284,19 @@ def _contenders(run: _Run, exported: Mapping[str, Path], fused: Path, weights: M
 def _measure(run: _Run, key: str, contender: Contender, data: Mapping[str, Path]) -> Path:
     from monograph.runtime.measure import Settings, measure
     from monograph.runtime.targets import find_target
+    from monograph.runtime.timing import TimingRule
 
     choice = run.config.measure
     rows_folder = data.get(contender.name, next(iter(data.values())))
     parameters = {
         "contender": [contender.name, contender.sha256, contender.loader],
-        "measure": choice.model_dump(include={"batch_sizes", "threads"}),
+        "measure": choice.model_dump(exclude={"targets", "baselines", "blocks"}),
         "data": rows_folder.name,
     }
 
     def work(folder: Path) -> None:
-        settings = Settings(batch_sizes=tuple(choice.batch_sizes), threads=choice.threads)
+        rule = TimingRule(choice.min_runs, choice.min_seconds, choice.max_seconds)
+        settings = Settings(batch_sizes=tuple(choice.batch_sizes), threads=choice.threads, rule=rule)
         rows = Rows.load(rows_folder / "test.npz")
         measurement = measure(contender, find_target(key.partition("@")[2]), rows, settings)
         write_record(folder / "measurement.json", measurement)

@@ -16,6 +16,11 @@ from monograph.pipelines.training import Training
 from monograph.runtime.compare import Comparison
 from monograph.runtime.results import Measurement
 
+_BASELINE_NOTES = {
+    "sessions + numpy": "one ONNX Runtime session a member in one process, outputs combined by numpy",
+    "PyTorch eager": "the members as PyTorch modules in inference mode",
+}
+
 
 def summarise_run(config: PipelineConfig, folders: Mapping[str, Path], yaml_text: str, command: str, duration_s: float) -> Report:
     """Collect what the steps in ``folders`` (by step name) found out."""
@@ -35,7 +40,7 @@ def summarise_run(config: PipelineConfig, folders: Mapping[str, Path], yaml_text
         commands=(command,),
         pipeline_yaml=yaml_text,
         duration_s=duration_s,
-        notes=tuple(dict.fromkeys([*notes, *fused.notes])),
+        notes=tuple(dict.fromkeys([*notes, *(note for note in fused.notes if note != f"weights {fused.fit_note}")])),
     )
 
 
@@ -44,7 +49,9 @@ def _contenders(config: PipelineConfig, folders: Mapping[str, Path]) -> list[Con
     for key, folder in folders.items():
         if key.startswith("measure-"):
             measurement = read_record(folder / "measurement.json", Measurement)
-            contenders.append(Contender(measurement.model, role_of(measurement.model, config), measurement))
+            name = measurement.model
+            note = next((text for ending, text in _BASELINE_NOTES.items() if name.endswith(ending)), "")
+            contenders.append(Contender(name, role_of(name, config), measurement, note))
     return contenders
 
 

@@ -103,5 +103,10 @@ def _timing_inputs(contract: Contract, rows: Rows | None, batch_size: int) -> di
 
 def peak_memory_bytes() -> int:
     """Return the peak resident memory of this process so far."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # On Linux `ru_maxrss` starts at the size of the process that forked this one; VmHWM starts at exec.
+        line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
