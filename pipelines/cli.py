@@ -47,12 +47,14 @@ def _exit_code(arguments: list[str]) -> int:
     except MonographError as error:
         return _fail(str(error), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; nothing was left half-written", _INTERRUPTED)
+        result = _INTERRUPTED
     except Exception as error:
         # What click raises for a wrong option carries its own message; anything else is a bug and keeps its traceback.
         if not hasattr(error, "format_message"):
             raise
         return _fail(" ".join(error.format_message().split()), ConfigError.exit_code)
+    if result == _INTERRUPTED:  # typer turns Ctrl-C into this result
+        return _fail("interrupted; nothing was left half-written", _INTERRUPTED)
     return result if isinstance(result, int) else 0
 
 
