@@ -21,6 +21,7 @@ from monograph.errors import ContractError, MonographError
 from monograph.models.contract import Kind
 from monograph.models.data.rows import Rows
 from monograph.models.torch_model import TorchModel, output_tensors
+from monograph.runtime.session import usable_cores
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def train(
     """
     if model.contract.kind is not Kind.LOGITS:
         raise ContractError(f"{model.name} gives {model.contract.kind.value}, and training on classes needs logits")
+    # In a container torch counts the host's cores, and threads beyond the quota only wait for one another.
+    torch.set_num_threads(usable_cores())
     set_seed(settings.seed)
     accelerator = Accelerator()
     loader = DataLoader(
