@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.console import Console
 import monograph
 from monograph.errors import ConfigError, MonographError
 from monograph.pipelines.progress import Progress
+
+if TYPE_CHECKING:
+    from monograph.pipelines.data import DataSpec
 
 app = typer.Typer(
     name="monograph",
@@ -30,6 +33,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print the machine-readable r
 Tolerance = Annotated[
     float, typer.Option(help="Largest absolute error that the proof allows, as a share of the largest absolute reference value.")
 ]
+DataColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data-column", metavar="NAME=COLUMN", help="Which column of DATA feeds an input, or, for `y`, holds the labels."
+    ),
+]
+Split = Annotated[str | None, typer.Option(help="Which split of DATA, where it has several.")]
 _INTERRUPTED = 130
 _SOURCE = "`file.onnx`, `hf:ID_OR_FOLDER` or `py:package.module:factory`"
 _DATA = "DATA: `file.npz`, an image folder, CSV, Parquet or JSONL, a `datasets` folder or id, or `py:package.module:factory`"
@@ -138,6 +148,8 @@ def export(
         str | None, typer.Option(help="What the output is: logits, probabilities, regression, embedding or scores.")
     ] = None,
     data: Annotated[str | None, typer.Option(help=f"Rows to prove parity on; fresh random ones by default. {_DATA}.")] = None,
+    data_column: DataColumns = None,
+    split: Split = None,
     tolerance: Tolerance = 1e-4,
     as_json: Json = False,
 ) -> None:
@@ -155,13 +167,13 @@ def export(
             task=task,
             opset=opset,
             route=route if dynamo else "torchscript",
-            arguments=dict(_key_value(text) for text in argument or ()),
+            arguments={key: _json_or_text(value) for key, value in map(_key_value, argument or ())},
             weights=weights,
             allow_pickle=allow_pickle,
             inputs=input_ or (),
             class_names=classes,
             kind=kind,
-            data=data,
+            data=_data_spec(data, data_column, split),
             tolerance=tolerance,
         )
     if as_json:
@@ -183,6 +195,8 @@ def fuse(
     data: Annotated[
         str | None, typer.Option(help=f"Rows for the proof; those of --fit or random ones by default. {_DATA}.")
     ] = None,
+    data_column: DataColumns = None,
+    split: Split = None,
     tolerance: Tolerance = 1e-4,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
     as_json: Json = False,
@@ -190,17 +204,18 @@ def fuse(
     """Fuse models into one ONNX graph, O = Σ αᵢOᵢ, proven equal to the members run apart at batch 1, 2 and 5."""
     from monograph.pipelines.fuse import fuse_models, plan_models
 
+    fit_spec, data_spec = (_data_spec(text, data_column, split) for text in (fit, data))
     given = None if weights is None else [_number(text) for text in weights.split(",")]
     progress = Progress()
     if dry_run:
-        plan = plan_models(models, weights=given, normalize=normalize, fit=fit, combine=combine)
+        plan = plan_models(models, weights=given, normalize=normalize, fit=fit_spec, combine=combine)
         _print_json(plan) if as_json else _say(plan.describe())
         return
     if output is None:
         raise ConfigError("no output: give -o fused.onnx, or --dry-run to see the plan")
     with progress.stage(f"fuse {len(models)} models"):
         fused = fuse_models(
-            models, output, weights=given, normalize=normalize, fit=fit, combine=combine, data=data, tolerance=tolerance
+            models, output, weights=given, normalize=normalize, fit=fit_spec, combine=combine, data=data_spec, tolerance=tolerance
         )
     if as_json:
         _print_json({"path": str(fused.file.path), "plan": fused.plan, "proof": fused.proof, "node_count": fused.node_count})
@@ -216,7 +231,8 @@ def measure(
     models: Annotated[list[Path], typer.Argument(help="One or more ONNX files.")],
     on: Annotated[str, typer.Option(help="Targets, separated by commas; `monograph targets` lists them.")] = "cpu",
     data: Annotated[str | None, typer.Option(help=f"Labelled test rows for accuracy. {_DATA}.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="The column of labels in DATA.")] = None,
+    data_column: DataColumns = None,
+    split: Split = None,
     batch_sizes: Annotated[str, typer.Option(help="Latency at the first, throughput at all of them.")] = "1,8,32",
     threads: Annotated[int | None, typer.Option(help="Intra-op threads; all usable cores by default.")] = None,
     spinning: Annotated[
@@ -237,12 +253,11 @@ def measure(
         measurements = measure_models(
             models,
             on=on.split(","),
-            data=data,
+            data=_data_spec(data, data_column, split),
             batch_sizes=[_whole_number(text) for text in batch_sizes.split(",")],
             threads=threads,
             spinning=spinning,
             rule=TimingRule(min_runs=min_runs, max_s=max_seconds),
-            label_column=label_column,
             on_progress=lambda model, target: progress.update(0, len(models), f"{model} on {target}"),
         )
     if output is not None:
@@ -296,14 +311,28 @@ def _escape_lines(text: str) -> str:
     return escape(text)
 
 
-def _key_value(text: str) -> tuple[str, Any]:
+def _data_spec(source: str | None, columns: list[str] | None, split: str | None) -> DataSpec | None:
+    from monograph.pipelines.data import DataSpec
+
+    if source is None:
+        return None
+    named = dict(map(_key_value, columns or ()))
+    label_column = named.pop("y", None)
+    return DataSpec(source, named or None, label_column, split)
+
+
+def _key_value(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
-    if not equals:
-        raise ConfigError(f"--argument {text!r} is not of the form KEY=VALUE")
+    if not equals or not key:
+        raise ConfigError(f"{text!r} is not of the form NAME=VALUE")
+    return key, value
+
+
+def _json_or_text(value: str) -> Any:
     try:
-        return key, json.loads(value)
+        return json.loads(value)
     except ValueError:
-        return key, value
+        return value
 
 
 def _number(text: str) -> float:

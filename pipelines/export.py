@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 from monograph.errors import ConfigError
 from monograph.export.parity import TOLERANCE
 from monograph.models.contract import Contract, Kind
-from monograph.models.data.load import load_rows
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile, load_graph, read_onnx
 from monograph.models.sources import Scheme, Source, load_python_model, parse_class_names, parse_input, parse_source
+from monograph.pipelines.data import DataSpec, as_data_spec
 from monograph.runtime.session import open_session
 
 if TYPE_CHECKING:
     from monograph.export.trace import Exported
     from monograph.models.torch_model import TorchModel
 
+_PROOF_ROWS = 64
 ROUTES = ("auto", "dynamo", "torchscript", "optimum")
 
 
@@ -36,7 +37,7 @@ def export_model(
     inputs: Sequence[str] = (),
     class_names: str | Sequence[str] | None = None,
     kind: str | None = None,
-    data: str | None = None,
+    data: str | DataSpec | None = None,
     tolerance: float = TOLERANCE,
 ) -> Exported:
     """Export ``source`` to the ONNX file ``output``, proven equal to it at batch 1, 2 and 5.
@@ -138,11 +139,10 @@ def override_contract(contract: Contract, class_names: str | Sequence[str] | Non
     return contract
 
 
-def rows_for(data: str | None, contract: Contract, tokenizer_json: str | None) -> Rows | None:
+def rows_for(data: str | DataSpec | None, contract: Contract, tokenizer_json: str | None) -> Rows | None:
     """Return a few rows of DATA for a proof, or None where no data is given."""
-    if data is None:
-        return None
-    return load_rows(data, contract, tokenizer_json=tokenizer_json, limit=64)
+    spec = as_data_spec(data)
+    return None if spec is None else spec.load(contract, tokenizer_json, limit=_PROOF_ROWS)
 
 
 def _adopt_onnx(
@@ -150,7 +150,7 @@ def _adopt_onnx(
     path: Path,
     class_names: str | Sequence[str] | None,
     kind: str | None,
-    data: str | None,
+    data: str | DataSpec | None,
     tolerance: float,
 ) -> Exported:
     """Give an ONNX file a stated contract; the copy is proven equal to the original."""

@@ -12,13 +12,10 @@ from monograph.errors import ConfigError, FusionError
 from monograph.export.fusion import Fused, FusionPlan, fit_fusion, fuse, plan_fusion
 from monograph.export.fusion.plan import member_names
 from monograph.export.parity import TOLERANCE
-from monograph.models.data.load import load_rows
-from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.models.sources import Scheme, parse_source
-from monograph.pipelines.export import checked_output, export_model
-
-_PROOF_ROWS = 64
+from monograph.pipelines.data import DataSpec, as_data_spec
+from monograph.pipelines.export import checked_output, export_model, rows_for
 
 
 @dataclass(frozen=True)
@@ -29,7 +26,7 @@ class Choices:
     """One a member, summing to 1; equal ones by default."""
     normalize: bool = False
     """Scale ``weights`` to sum to 1, whatever their sum."""
-    fit: str | None = None
+    fit: str | DataSpec | None = None
     """DATA with labels on which to choose the weights; not the rows you will test on."""
     combine: str | None = None
     """``logits``, ``probs`` or ``mean``; by default what fits the members' kinds."""
@@ -41,9 +38,9 @@ def fuse_models(
     *,
     weights: Sequence[float] | None = None,
     normalize: bool = False,
-    fit: str | None = None,
+    fit: str | DataSpec | None = None,
     combine: str | None = None,
-    data: str | None = None,
+    data: str | DataSpec | None = None,
     tolerance: float = TOLERANCE,
 ) -> Fused:
     """Fuse ``models`` into the ONNX file ``output``, proven equal to the members run apart at batch 1, 2 and 5.
@@ -66,8 +63,7 @@ def fuse_models(
     with _planned(models, Choices(weights, normalize, fit, combine)) as (plan, files):
         if path.resolve() in {file.path.resolve() for file in files}:
             raise ConfigError(f"output {path} is one of the members: choose another name")
-        proof_data = data or fit
-        rows = None if proof_data is None else _rows(proof_data, files[0], _PROOF_ROWS)
+        rows = rows_for(data or fit, files[0].contract, files[0].tokenizer_json)
         return fuse(plan, path, rows=rows, tolerance=tolerance)
 
 
@@ -76,7 +72,7 @@ def plan_models(
     *,
     weights: Sequence[float] | None = None,
     normalize: bool = False,
-    fit: str | None = None,
+    fit: str | DataSpec | None = None,
     combine: str | None = None,
 ) -> FusionPlan:
     """Return what :func:`fuse_models` would build from the same arguments; nothing is written.
@@ -98,8 +94,9 @@ def _planned(models: Sequence[str | Path], choices: Choices) -> Iterator[tuple[F
     with TemporaryDirectory(prefix="monograph-members-") as folder:
         files = [_as_onnx(str(model), Path(folder) / str(index)) for index, model in enumerate(models)]
         fit = None
-        if choices.fit is not None:
-            fit = fit_fusion(files, [_rows(choices.fit, file, None) for file in files], choices.combine)
+        if (spec := as_data_spec(choices.fit)) is not None:
+            rows = [spec.load(file.contract, file.tokenizer_json, needs_labels=True) for file in files]
+            fit = fit_fusion(files, rows, choices.combine)
         plan = plan_fusion(
             files,
             names=member_names([file.path for file in files]),
@@ -116,7 +113,3 @@ def _as_onnx(model: str, folder: Path) -> OnnxFile:
     if source.scheme is Scheme.ONNX:
         return read_onnx(source.path)
     return read_onnx(export_model(model, folder / f"{source.name}.onnx").path)
-
-
-def _rows(data: str, file: OnnxFile, limit: int | None) -> Rows:
-    return load_rows(data, file.contract, tokenizer_json=file.tokenizer_json, limit=limit)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from monograph.errors import ConfigError
-from monograph.models.data.load import load_rows
 from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.models.sources import Scheme, parse_source
+from monograph.pipelines.data import DataSpec, as_data_spec
 from monograph.runtime.measure import BATCH_SIZES, Settings, measure, onnx_contender
 from monograph.runtime.results import Measurement
 from monograph.runtime.targets import find_target
@@ -19,12 +19,11 @@ def measure_models(
     models: Sequence[str | Path],
     *,
     on: Sequence[str] = ("cpu",),
-    data: str | None = None,
+    data: str | DataSpec | None = None,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     threads: int | None = None,
     spinning: bool = True,
     rule: TimingRule | None = None,
-    label_column: str | None = None,
     on_progress: Callable[[str, str], None] = lambda model, target: None,
 ) -> list[Measurement]:
     """Measure each model on each target, each in a fresh process of its own.
@@ -37,7 +36,6 @@ def measure_models(
         threads: intra-op threads; all usable cores by default.
         spinning: let idle threads spin, ONNX Runtime's default.
         rule: how long to measure.
-        label_column: the column of labels in ``data``.
         on_progress: told the model and the target before each measurement.
 
     Raises:
@@ -50,10 +48,8 @@ def measure_models(
         raise ConfigError(f"{threads} threads: give at least 1")
     targets = [find_target(name) for name in on]
     files = [_onnx(str(model)) for model in models]
-    rows = [
-        None if data is None else load_rows(data, file.contract, tokenizer_json=file.tokenizer_json, label_column=label_column)
-        for file in files
-    ]
+    spec = as_data_spec(data)
+    rows = [None if spec is None else spec.load(file.contract, file.tokenizer_json) for file in files]
     settings = Settings(tuple(batch_sizes), threads, spinning, rule or TimingRule())
     measurements = []
     for file, file_rows in zip(files, rows, strict=True):

@@ -47,11 +47,11 @@ class Progress:
                 self._bars.remove_task(self._task)
                 self._task = None
         detail = f"  [dim]{self._detail}[/dim]" if self._detail else ""
-        self.console.print(f"[green]✓[/green] {name:<28}{time.monotonic() - began:7.1f} s{detail}", soft_wrap=True)
+        self.console.print(f"[green]✓[/green] {name:<32}{time.monotonic() - began:7.1f} s{detail}", soft_wrap=True)
 
     def skipped(self, name: str) -> None:
         """Show that ``name`` was done before."""
-        self.console.print(f"[dim]· {name:<28}   done before[/dim]")
+        self.console.print(f"[dim]· {name:<32}   done before[/dim]")
 
     def update(self, completed: int, total: int, detail: str) -> None:
         """Move the current stage's bar; ``detail`` stays beside its name when it is done."""

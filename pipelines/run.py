@@ -148,17 +148,11 @@ def _data(run: _Run, contract: Contract, tokenizer_json: str | None) -> Path:
     }
 
     def work(folder: Path) -> None:
-        from monograph.models.data.load import load_rows
         from monograph.models.data.split import stratified_split
+        from monograph.pipelines.data import DataSpec
 
-        rows = load_rows(
-            data.source,
-            contract,
-            columns=data.columns,
-            label_column=data.label_column,
-            tokenizer_json=tokenizer_json,
-            needs_labels=True,
-        )
+        spec = DataSpec(data.source, data.columns, data.label_column)
+        rows = spec.load(contract, tokenizer_json, needs_labels=True)
         for part, part_rows in stratified_split(rows, data.split, run.config.seed).items():
             part_rows.save(folder / f"{part}.npz")
         write_record(folder / "notes.json", list(rows.assumed))
