@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from monograph.errors import ParityError
+from monograph.errors import DataError, ParityError, SourceError, WorkerError
 from monograph.models.contract import Contract, random_inputs
 from monograph.models.data.rows import Rows
 
@@ -40,7 +40,7 @@ class BatchParity:
     cosine: float
     """Of the whole batch, flattened."""
     top1_agreement: float | None
-    """Share of rows with the same best class; None where the output has no classes."""
+    """Share of rows with the same best class; None where the output has no classes or no rows."""
 
     @property
     def relative_error(self) -> float:
@@ -92,17 +92,21 @@ def prove_parity(
     at that size only.
 
     Raises:
-        ParityError: any output differs by more than ``tolerance`` of the reference's scale, in shape, or in where it
-            is not finite.
+        ParityError: the candidate cannot be run, or any output differs by more than ``tolerance`` of the reference's
+            scale, in shape, or in where it is infinite or not a number.
+        DataError: ``rows`` lack an input.
     """
     reference_name, candidate_name = names
-    fixed = contract.inputs[0].shape[0] if contract.inputs[0].shape else None
-    sizes = (fixed,) if isinstance(fixed, int) else tuple(batch_sizes)
+    sizes = _fixed_batch_size(contract, rows) or tuple(batch_sizes)
     rng = np.random.default_rng(seed)
     comparisons: list[BatchParity] = []
     for position, size in enumerate(sizes):
         inputs, kind = _inputs(contract, rows, size, rng, _SEQUENCE_LENGTHS[position % len(_SEQUENCE_LENGTHS)])
-        expected, got = reference(inputs), candidate(inputs)
+        expected = reference(inputs)
+        try:
+            got = candidate(inputs)
+        except (SourceError, WorkerError) as error:
+            raise ParityError(f"{candidate_name} does not run at batch {size}: {error}; nothing was written") from error
         for spec in contract.outputs:
             comparison = _compare(expected[spec.name], got[spec.name], size, spec.name, kind, contract)
             if not comparison.relative_error <= tolerance:
@@ -115,11 +119,21 @@ def prove_parity(
     return ParityProof(reference_name, candidate_name, tolerance, seed, tuple(comparisons))
 
 
+def _fixed_batch_size(contract: Contract, rows: Rows | None) -> tuple[int, ...]:
+    """Return the batch size that all inputs fix; real rows, which come as many for each input, need only one that does."""
+    firsts = [spec.shape[0] for spec in contract.inputs if spec.shape]
+    fixed = tuple(size for size in firsts if isinstance(size, int))
+    return fixed[:1] if len(fixed) == len(firsts) or rows is not None else ()
+
+
 def _inputs(
     contract: Contract, rows: Rows | None, size: int, rng: np.random.Generator, sequence_length: int
 ) -> tuple[dict[str, Array], str]:
     if rows is None:
         return random_inputs(contract, size, rng, sequence_length), "random"
+    missing = [spec.name for spec in contract.inputs if spec.name not in rows.inputs]
+    if missing:
+        raise DataError(f"{rows.origin} has the columns {', '.join(rows.inputs)}, but the model takes {missing[0]!r} too")
     chosen = rng.choice(len(rows), size, replace=len(rows) < size)
     return dict(rows.take(chosen).inputs), "real"
 
@@ -131,11 +145,11 @@ def _compare(expected: Array, got: Array, size: int, name: str, kind: str, contr
         )
     wide, other = expected.astype(np.float64), got.astype(np.float64)
     finite = np.isfinite(wide)
-    same_gaps = np.array_equal(finite, np.isfinite(other))
+    same_gaps = np.array_equal(finite, np.isfinite(other)) and np.array_equal(wide[~finite], other[~finite], equal_nan=True)
     wide, other = np.where(finite, wide, 0.0), np.where(finite, other, 0.0)
     error = float(np.max(np.abs(wide - other), initial=0.0)) if same_gaps else float("inf")
     norms = float(np.linalg.norm(wide) * np.linalg.norm(other))
-    has_classes = contract.kind.has_classes and name == contract.output.name
+    has_classes = contract.kind.has_classes and name == contract.output.name and wide.size > 0
     return BatchParity(
         batch_size=size,
         output=name,

@@ -6,21 +6,24 @@ Shape letters: ``b`` batch, ``s`` sequence.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
 
-from monograph.errors import ExportError
+from monograph.errors import ConfigError, ContractError, ExportError, MonographError
 from monograph.export.parity import BATCH_SIZES, TOLERANCE, Computation, ParityProof, prove_parity
 from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Contract, random_inputs
 from monograph.models.data.rows import Rows
@@ -60,15 +63,18 @@ def export_torch(
     ``dynamo=False`` is the fallback: PyTorch's older exporter, by TorchScript tracing.
 
     Raises:
+        ContractError: the module does not run on inputs that its contract allows.
         ExportError: PyTorch cannot express the model.
+        ConfigError: PyTorch cannot write this opset.
         ParityError: the graph does not compute what the module does; nothing is written.
     """
     route = "dynamo" if dynamo else "torchscript"
-    model.module.eval()
-    inputs = random_inputs(model.contract, _TRACE_BATCH_SIZE, np.random.default_rng(_TRACE_SEED), _TRACE_SEQUENCE_LENGTH)
-    arguments = tuple(torch.from_numpy(inputs[spec.name]) for spec in model.contract.inputs)
+    arguments = _arguments(model)
     with _quiet_exporter():
         graph = _by_dynamo(model, arguments, opset) if dynamo else _by_torchscript(model, arguments, opset)
+    reached = graph.opset_imports.get("")
+    if reached != opset:
+        raise ConfigError(f"{model.name}: PyTorch's {route} exporter writes opset {reached} where {opset} was asked for: pass --opset {reached}")
     proof = write_proven(
         graph,
         path,
@@ -99,22 +105,51 @@ def write_proven(
     """Write ``graph`` to ``path`` with its contract, once the written file was proven equal to ``reference``.
 
     Raises:
-        ParityError: it is not; ``path`` is as it was before.
+        ExportError: ``graph`` is no valid ONNX model.
+        ParityError: it is not equal; ``path`` is as it was before.
     """
     proofs: list[ParityProof] = []
 
     def prove(staged: Path) -> dict[str, str]:
-        session = open_session(staged, spinning=False)
+        # Opened at the first call, after the reference has run: where that refuses the rows, its message says more.
+        session = cache(partial(open_session, staged, spinning=False))
         proofs.append(
-            prove_parity(reference, session, contract, names=names, rows=rows, batch_sizes=batch_sizes, tolerance=tolerance)
+            prove_parity(
+                reference,
+                lambda inputs: session()(inputs),
+                contract,
+                names=names,
+                rows=rows,
+                batch_sizes=batch_sizes,
+                tolerance=tolerance,
+            )
         )
         return {PROOF_KEY: json.dumps(asdict(proofs[0]))}
 
     entries = {CONTRACT_KEY: contract.to_json()} | (metadata or {})
     if tokenizer_json is not None:
         entries[TOKENIZER_KEY] = tokenizer_json
-    write_onnx(graph, path, entries, prove)
+    try:
+        write_onnx(graph, path, entries, prove)
+    except onnx.checker.ValidationError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ExportError(f"{path.name} would not be a valid ONNX model: {reason}; nothing was written") from error
     return proofs[0]
+
+
+def _arguments(model: TorchModel) -> tuple[torch.Tensor, ...]:
+    """Draw inputs to trace with, and run the module on them: what it refuses is better told here than by an exporter."""
+    inputs = random_inputs(model.contract, _TRACE_BATCH_SIZE, np.random.default_rng(_TRACE_SEED), _TRACE_SEQUENCE_LENGTH)
+    try:
+        model(inputs)
+    except MonographError:
+        raise
+    except Exception as error:  # a module's own code may raise anything
+        shapes = ", ".join(f"{name}: {array.dtype} {list(array.shape)}" for name, array in inputs.items())
+        raise ContractError(
+            f"{model.name} does not run in PyTorch on {shapes}, which its contract allows: {_first_line(error)}"
+        ) from error
+    return tuple(torch.from_numpy(inputs[spec.name]) for spec in model.contract.inputs)
 
 
 def _by_dynamo(model: TorchModel, arguments: tuple[torch.Tensor, ...], opset: int) -> ir.Model:
@@ -129,7 +164,7 @@ def _by_dynamo(model: TorchModel, arguments: tuple[torch.Tensor, ...], opset: in
             arguments,
             input_names=[spec.name for spec in model.contract.inputs],
             output_names=[spec.name for spec in model.contract.outputs],
-            dynamic_shapes={"args": shapes} if _takes_star_args(model.module) else shapes,
+            dynamic_shapes=_for_signature(model.module, shapes),
             opset_version=opset,
             dynamo=True,
             verbose=False,
@@ -166,24 +201,34 @@ def _by_torchscript(model: TorchModel, arguments: tuple[torch.Tensor, ...], opse
         return graph
 
 
-def _takes_star_args(module: torch.nn.Module) -> bool:
-    return bool(module.forward.__code__.co_flags & 0x04)
+def _for_signature(module: torch.nn.Module, shapes: tuple[Any, ...]) -> Any:
+    """``forward(*args)`` takes all shapes under the one name."""
+    try:
+        first, *_ = inspect.signature(module.forward).parameters.values()
+    except ValueError:  # traced by torch.jit, which the exporter refuses in its own words
+        return shapes
+    return {first.name: shapes} if first.kind is inspect.Parameter.VAR_POSITIONAL else shapes
 
 
-def _export_message(model: TorchModel, route: str, error: Exception, remedy: str) -> str:
+def _export_message(model: TorchModel, route: str, error: BaseException, remedy: str) -> str:
+    while error.__cause__ is not None:  # the exporter's own text speaks to its developers
+        error = error.__cause__
+    return f"{model.name} cannot be exported by {route}: {_first_line(error)}; {remedy}"
+
+
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{model.name} cannot be exported by {route}: {lines[0] if lines else type(error).__name__}; {remedy}"
+    return lines[0] if lines else type(error).__name__
 
 
 @contextlib.contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """PyTorch's exporters print notes for their own developers; what matters reaches the user as an error."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """PyTorch's exporters print and log notes for their own developers; what matters reaches the user as an error."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        logging.disable(before)

@@ -91,6 +91,10 @@ class TensorSpec:
     """For integer inputs: values run over ``[0, upper_bound)``, the size of the vocabulary for example."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not isinstance(self.dtype, str):
+            raise ContractError(f"tensor {self.name!r} has dtype {self.dtype!r}, expected a name and a numpy dtype name")
+        if self.upper_bound is not None and (not isinstance(self.upper_bound, int) or self.upper_bound < 1):
+            raise ContractError(f"tensor {self.name!r} has upper_bound {self.upper_bound!r}, expected a positive number")
         try:
             np.dtype(self.dtype)
         except TypeError as error:
@@ -171,7 +175,7 @@ class Contract:
         try:
             record = json.loads(text)
             version = record.pop("version")
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
             raise ContractError(f"metadata {CONTRACT_KEY!r} is not a contract in JSON: {error}") from error
         if version != CONTRACT_VERSION:
             raise ContractError(f"contract has version {version!r}, this monograph reads {CONTRACT_VERSION}: update monograph")
@@ -180,14 +184,20 @@ class Contract:
                 inputs=tuple(_tensor_spec(spec) for spec in record["inputs"]),
                 outputs=tuple(_tensor_spec(spec) for spec in record["outputs"]),
                 kind=Kind(record["kind"]),
-                class_names=None if record["class_names"] is None else tuple(map(str, record["class_names"])),
+                class_names=None if record["class_names"] is None else tuple(map(str, _list(record["class_names"]))),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ContractError(f"metadata {CONTRACT_KEY!r} is not a contract: {error}") from error
 
 
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return value
+
+
 def _tensor_spec(record: Mapping[str, Any]) -> TensorSpec:
-    fields = dict(record) | {"shape": tuple(record["shape"])}
+    fields = dict(record) | {"shape": tuple(_list(record["shape"]))}
     preprocessing = record.get("preprocessing")
     if preprocessing is not None:
         values: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in preprocessing.items()}
@@ -210,12 +220,12 @@ def _random_array(spec: TensorSpec, batch_size: int, rng: np.random.Generator, s
     dtype = np.dtype(spec.dtype)
     if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype)
+    if dtype.kind in "biu" and "mask" in spec.name:
+        return _random_mask(shape, dtype, rng)
     if dtype.kind == "b":
         return rng.integers(0, 2, shape).astype(dtype)
     if dtype.kind not in "iu":
         raise ContractError(f"input {spec.name!r} has dtype {spec.dtype}, for which no random rows can be made: give --data")
-    if "mask" in spec.name:
-        return _random_mask(shape, dtype, rng)
     default = 256 if dtype.itemsize == 1 else 2
     high = min(spec.upper_bound or default, int(np.iinfo(dtype).max) + 1)
     return rng.integers(0, high, shape).astype(dtype)

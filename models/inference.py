@@ -10,7 +10,11 @@ from monograph.errors import SourceError
 from monograph.models.contract import Contract, Dim, Kind, TensorSpec
 
 _KINDS_BY_OP = {"Softmax": Kind.PROBABILITIES, "LogSoftmax": Kind.LOGITS, "Sigmoid": Kind.SCORES}
+_KNOWN_TYPES = frozenset(helper.get_all_tensor_dtypes())
 _KINDS_BY_WORD = {
+    "log_prob": Kind.LOGITS,
+    "logprob": Kind.LOGITS,
+    "log_softmax": Kind.LOGITS,
     "logit": Kind.LOGITS,
     "prob": Kind.PROBABILITIES,
     "softmax": Kind.PROBABILITIES,
@@ -43,7 +47,7 @@ def infer_contract(proto: onnx.ModelProto, name: str) -> Contract:
 
 
 def _spec(value: onnx.ValueInfoProto, model: str, upper_bound: int | None) -> TensorSpec:
-    if not value.type.HasField("tensor_type") or not value.type.tensor_type.elem_type:
+    if not value.type.HasField("tensor_type") or value.type.tensor_type.elem_type not in _KNOWN_TYPES:
         raise SourceError(f"{model}: {value.name!r} is not a tensor of known type; only tensors can cross a contract")
     tensor = value.type.tensor_type
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))

@@ -6,6 +6,7 @@ inside its own folder.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,8 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import uses_external_data
 
-from monograph.errors import SourceError
-from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Contract
+from monograph.errors import ContractError, SourceError
+from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Contract, Dim
 from monograph.models.files import STAGING_PREFIX, publish, sha256_of_files, staging_folder
 from monograph.models.inference import infer_contract
 
@@ -84,7 +85,7 @@ def _checked_proto(path: Path) -> onnx.ModelProto:
     _external_files(proto, path)
     try:
         onnx.checker.check_model(str(path))
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, UnicodeDecodeError, RuntimeError) as error:  # the latter two of damaged names and paths
         first_line = str(error).strip().splitlines()[0]
         raise SourceError(f"{path} is not a valid ONNX model: {first_line}") from error
     return proto
@@ -98,20 +99,29 @@ def _external_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
     """
     folder = path.absolute().parent.resolve()
     needed_bytes: dict[Path, int] = {}
-    for tensor in _all_tensors(proto.graph):
+    for tensor in [*_all_tensors(proto.graph), *(tensor for function in proto.functions for tensor in _all_tensors(function))]:
         if not uses_external_data(tensor):
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
-        target = (folder / location).resolve()
+        try:
+            target = (folder / location).resolve()
+            is_there = target.is_file()
+            start, length = int(entries.get("offset", 0)), int(entries.get("length", 0))
+        except (OSError, RuntimeError, ValueError) as error:
+            raise SourceError(f"{path}: tensor {tensor.name!r} has external data that cannot be found: {error}") from error
         if not location or Path(location).is_absolute() or folder not in target.parents:
             raise SourceError(
                 f"{path}: tensor {tensor.name!r} wants external data at {location!r}, outside the model's folder: "
                 "save the model again with its data beside it"
             )
-        if not target.is_file():
+        if not is_there:
             raise SourceError(f"{path}: external data file {location!r} is missing: copy it beside the model")
-        end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        if start < 0 or 0 < length < _size_bytes(tensor):
+            raise SourceError(
+                f"{path}: tensor {tensor.name!r} wants {length} bytes at {start}, its shape needs {_size_bytes(tensor)}"
+            )
+        end = start + max(length, _size_bytes(tensor))
         needed_bytes[target] = max(needed_bytes.get(target, 0), end)
     for target, size in needed_bytes.items():
         if target.stat().st_size < size:
@@ -122,8 +132,12 @@ def _external_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
     return sorted(needed_bytes)
 
 
-def _all_tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
-    tensors = list(graph.initializer)
+def _size_bytes(tensor: onnx.TensorProto) -> int:
+    return int(ir.DataType(tensor.data_type).bitwidth * math.prod(tensor.dims) + 7) // 8
+
+
+def _all_tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> list[onnx.TensorProto]:
+    tensors = list(graph.initializer) if isinstance(graph, onnx.GraphProto) else []
     for node in graph.node:
         for attribute in node.attribute:
             tensors.extend([attribute.t] if attribute.HasField("t") else attribute.tensors)
@@ -133,30 +147,47 @@ def _all_tensors(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
 
 
 def _check_contract_fits(contract: Contract, proto: onnx.ModelProto, path: Path) -> None:
-    initializers = {tensor.name for tensor in proto.graph.initializer}
-    inputs = {value.name for value in proto.graph.input} - initializers
-    outputs = {value.name for value in proto.graph.output}
-    for side, promised, actual in (
-        ("inputs", {spec.name for spec in contract.inputs}, inputs),
-        ("outputs", {spec.name for spec in contract.outputs}, outputs),
+    actual = infer_contract(proto, path.name)
+    remedy = f"the file was edited after it was made; remove the metadata {CONTRACT_KEY!r} or export again"
+    for side, promised_specs, actual_specs in (
+        ("inputs", contract.inputs, actual.inputs),
+        ("outputs", contract.outputs, actual.outputs),
     ):
-        if not promised <= actual or (side == "inputs" and promised != actual):
-            raise SourceError(
-                f"{path}: the contract names the {side} {sorted(promised)} but the graph has {sorted(actual)}: "
-                f"the file was edited after it was made; remove the metadata {CONTRACT_KEY!r} or export again"
+        promised = {spec.name: spec for spec in promised_specs}
+        found = {spec.name: spec for spec in actual_specs}
+        if not set(promised) <= set(found) or (side == "inputs" and set(promised) != set(found)):
+            raise ContractError(
+                f"{path}: the contract names the {side} {sorted(promised)} but the graph has {sorted(found)}: {remedy}"
             )
+        for name, spec in promised.items():
+            if spec.dtype != found[name].dtype or not _shapes_agree(spec.shape, found[name].shape):
+                raise ContractError(
+                    f"{path}: the contract says {spec.describe()} but the graph has {found[name].describe()}: {remedy}"
+                )
+
+
+def _shapes_agree(promised: tuple[Dim, ...], found: tuple[Dim, ...]) -> bool:
+    """A graph may leave a shape out, or any of its sizes."""
+    if not found:
+        return True
+    if len(promised) != len(found):
+        return False
+    return all(a == b for a, b in zip(promised, found, strict=True) if isinstance(a, int) and isinstance(b, int))
 
 
 def load_graph(path: Path) -> ir.Model:
     """Load the graph of a checked file; external tensors stay on disk until they are needed.
 
     Raises:
-        SourceError: the graph holds sparse initializers, which onnx-ir would drop without a word.
+        SourceError: the graph holds sparse initializers, which onnx-ir would drop without a word, or a function holds
+            external data, which would be left behind.
     """
     proto = onnx.load(str(path), format="protobuf", load_external_data=False)
     if proto.graph.sparse_initializer:
         names = ", ".join(tensor.values.name for tensor in proto.graph.sparse_initializer[:3])
         raise SourceError(f"{path} has sparse initializers ({names}): densify them first, for example by onnxruntime's optimizer")
+    if any(uses_external_data(tensor) for function in proto.functions for tensor in _all_tensors(function)):
+        raise SourceError(f"{path} has external data inside a function: inline its functions first, by onnx.inliner")
     return ir.load(path)
 
 
@@ -199,12 +230,14 @@ def _save(model: ir.Model, path: Path) -> None:
         return
     # Reading external tensors now keeps the new file free of its sources' folders.
     ir.external_data.load_to_model(model)
+    for node in model.graph.all_nodes():
+        for name, attribute in node.attributes.items():
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.value.numpy().copy()))
     ir.save(model, path)
 
 
 def _add_metadata(path: Path, metadata: Mapping[str, str]) -> None:
     proto = onnx.load(str(path), format="protobuf", load_external_data=False)
-    for key, value in metadata.items():
-        entry = proto.metadata_props.add()
-        entry.key, entry.value = key, value
+    onnx.helper.set_model_props(proto, {entry.key: entry.value for entry in proto.metadata_props} | dict(metadata))
     path.write_bytes(proto.SerializeToString())

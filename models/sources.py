@@ -125,12 +125,22 @@ def _bare_module(module: Any, source: Source, inputs: Sequence[TensorSpec] | Non
     draft = Contract(tuple(inputs), (TensorSpec("output", "float32", ("batch",)),), Kind.LOGITS)
     module.eval()
     rows = random_inputs(draft, 2, np.random.default_rng(0))
-    with torch.inference_mode():
-        tensors = output_tensors(module(*(torch.from_numpy(rows[spec.name]) for spec in inputs)))
+    try:
+        with torch.inference_mode():
+            tensors = output_tensors(module(*(torch.from_numpy(rows[spec.name]) for spec in inputs)))
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ContractError(f"{source.text} cannot take {', '.join(spec.describe() for spec in inputs)}: {reason}") from error
+    if not tensors:
+        raise ContractError(f"{source.text} returned no tensors, expected one or more")
     kind = Kind.LOGITS if tensors[0].ndim == 2 and tensors[0].shape[1] > 1 else Kind.REGRESSION
     names = [kind.value if index == 0 else f"output_{index}" for index in range(len(tensors))]
     outputs = tuple(
-        TensorSpec(name, str(tensor.dtype).removeprefix("torch."), ("batch", *map(int, tensor.shape[1:])))
+        TensorSpec(
+            name,
+            str(tensor.dtype).removeprefix("torch."),
+            (inputs[0].shape[0] if inputs[0].shape else "batch", *map(int, tensor.shape[1:])),
+        )
         for name, tensor in zip(names, tensors, strict=True)
     )
     assumed = (f"{source.text} states no contract: its first output is taken for {kind.value}, its outputs' shapes from one run",)
@@ -147,7 +157,9 @@ def parse_input(text: str) -> TensorSpec:
     if len(parts) != 3 or not all(parts):
         raise ConfigError(f"input {text!r} is not of the form NAME:DTYPE:DIM,DIM,… such as pixels:float32:batch,3,224,224")
     name, dtype, dims = parts
-    shape: tuple[Dim, ...] = tuple(int(dim) if dim.strip().isdigit() else dim.strip() for dim in dims.split(","))
+    shape: tuple[Dim, ...] = tuple(int(dim) if dim.strip().isdecimal() else dim.strip() for dim in dims.split(","))
+    if not all(isinstance(dim, int) or dim.isidentifier() for dim in shape):
+        raise ConfigError(f"input {text!r} has a dimension that is neither a size nor a name")
     return TensorSpec(name, dtype, shape)
 
 
@@ -161,6 +173,8 @@ def parse_class_names(text: str) -> tuple[str, ...]:
     try:
         content = path.read_text(encoding="utf-8") if path.suffix in (".txt", ".json") else None
         names = text.split(",") if content is None else json.loads(content) if path.suffix == ".json" else content.splitlines()
+        if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
+            raise ValueError(f"it holds {type(names).__name__}, expected a list of names")
     except (OSError, ValueError) as error:
         raise ConfigError(f"class names cannot be read from {text}: {error}") from error
     cleaned = tuple(str(name).strip() for name in names if str(name).strip())

@@ -32,6 +32,7 @@ def mlp(
     input_shape: Sequence[int] = (1, 28, 28), class_count: int = 10, width: int = 256, dropout: float = 0.2
 ) -> ModuleAndContract:
     """Two hidden layers of ``width`` units on the flattened picture."""
+    contract = image_classifier_contract(input_shape, class_count)
     pixel_count = input_shape[0] * input_shape[1] * input_shape[2]
     module = nn.Sequential(
         nn.Flatten(),  # [b, k*h*w]
@@ -43,13 +44,14 @@ def mlp(
         nn.Dropout(dropout),
         nn.Linear(width, class_count),  # [b, c]
     )
-    return module, image_classifier_contract(input_shape, class_count)
+    return module, contract
 
 
 def conv(
     input_shape: Sequence[int] = (1, 28, 28), class_count: int = 10, width: int = 16, dropout: float = 0.2
 ) -> ModuleAndContract:
     """Three 3×3 convolutions, each followed by BatchNorm and halving the picture, then one linear layer."""
+    contract = image_classifier_contract(input_shape, class_count)
     layers: list[nn.Module] = []
     channels = input_shape[0]
     for out_channels in (width, 2 * width, 4 * width):
@@ -60,13 +62,14 @@ def conv(
             nn.MaxPool2d(2, ceil_mode=True),
         ]
         channels = out_channels
-    return _with_head(layers, channels, class_count, dropout), image_classifier_contract(input_shape, class_count)
+    return _with_head(layers, channels, class_count, dropout), contract
 
 
 def separable_conv(
     input_shape: Sequence[int] = (1, 28, 28), class_count: int = 10, width: int = 24, dropout: float = 0.2
 ) -> ModuleAndContract:
     """A strided stem, then depthwise-separable convolutions (Howard et al. 2017, arXiv 1704.04861)."""
+    contract = image_classifier_contract(input_shape, class_count)
     layers: list[nn.Module] = [
         nn.Conv2d(input_shape[0], width, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(width),
@@ -83,7 +86,7 @@ def separable_conv(
             nn.ReLU6(),
         ]
         channels = out_channels
-    return _with_head(layers, channels, class_count, dropout), image_classifier_contract(input_shape, class_count)
+    return _with_head(layers, channels, class_count, dropout), contract
 
 
 def _with_head(layers: Sequence[nn.Module], channels: int, class_count: int, dropout: float) -> nn.Module:

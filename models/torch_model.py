@@ -95,9 +95,11 @@ def _read_pickle(path: Path, allow_pickle: bool) -> dict[str, torch.Tensor]:
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).splitlines()[0]
+    except UnpicklingError as error:
+        raise SourceError(f"{path} holds more than tensors, or is cut short; it was not read") from error
+    except Exception as error:  # what the unpickler raises on a damaged file depends on the damage
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise SourceError(f"{path} holds more than tensors, or is cut short; it was not read: {reason}") from error
-    if not isinstance(state, Mapping):
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
         raise SourceError(f"{path} holds a {type(state).__name__}, expected a state dict (a mapping of names to tensors)")
     return dict(state)

@@ -46,13 +46,13 @@ class SessionsAndNumpy:
         """Return the call on these inputs."""
         return lambda: self(inputs)
 
-    def nodes_per_provider(self) -> dict[str, int]:
-        """Return the sum over sessions."""
-        counts: dict[str, int] = {}
+    def placement(self) -> dict[str, list[str]]:
+        """Return the nodes of all sessions."""
+        nodes: dict[str, list[str]] = {}
         for session in self.sessions:
-            for provider, count in session.nodes_per_provider().items():
-                counts[provider] = counts.get(provider, 0) + count
-        return counts
+            for provider, names in session.placement().items():
+                nodes.setdefault(provider, []).extend(names)
+        return nodes
 
 
 def load_sessions(
@@ -105,7 +105,7 @@ class Eager:
         """Return the call on these inputs."""
         return lambda: self(inputs)
 
-    def nodes_per_provider(self) -> dict[str, int]:
+    def placement(self) -> dict[str, list[str]]:
         """Return nothing: ONNX Runtime does not run this."""
         return {}
 

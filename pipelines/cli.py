@@ -271,8 +271,8 @@ def measure(
     from monograph.pipelines.report import Contender, contender_table
 
     Console().print(contender_table([Contender(one.model, "member", one) for one in measurements]))
-    for warning in dict.fromkeys(warning for one in measurements for warning in one.warnings):
-        progress.note(warning)
+    for note in dict.fromkeys(note for one in measurements for note in (*one.assumed, *one.warnings)):
+        progress.note(note)
 
 
 @app.command()

@@ -26,6 +26,7 @@ class Progress:
             TimeElapsedColumn(),
             console=self.console,
             transient=True,
+            refresh_per_second=2,  # it runs beside measurements, and must not disturb them
             disable=quiet or not self.console.is_terminal,
         )
         self._task: TaskID | None = None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from monograph.errors import MonographError
 from monograph.runtime.results import Interval, Latency, Throughput
 from monograph.runtime.statistics import quantile_interval
-from monograph.runtime.timing import RawTiming
+from monograph.runtime.timing import FEWEST_RUNS, RawTiming
 
 _NS_PER_S = 1_000_000_000
 
@@ -18,9 +18,11 @@ def summarise_latency(raw: RawTiming) -> Latency:
     Raises:
         MonographError: fewer than 40 samples.
     """
+    if len(raw.samples_ns) < FEWEST_RUNS:
+        raise MonographError(f"{len(raw.samples_ns)} runs are too few for an interval of p90: measure at least {FEWEST_RUNS}")
     p50, p90, p99 = (_quantile_s(raw.samples_ns, quantile) for quantile in (0.5, 0.9, 0.99))
-    if p50 is None or p90 is None:
-        raise MonographError(f"{len(raw.samples_ns)} runs are too few for an interval of p90: measure at least 40")
+    assert p50 is not None
+    assert p90 is not None
     return Latency(
         batch_size=raw.batch_size,
         create_s=raw.create_ns / _NS_PER_S,

@@ -70,7 +70,7 @@ def measure(contender: Contender, target: Target, rows: Rows | None, settings: S
     threads = settings.threads or usable_cores()
     if threads > usable_cores():
         warnings.append(f"{threads} threads on {usable_cores()} usable cores: they wait for one another")
-    foreign = {provider: count for provider, count in raw["nodes_per_provider"].items() if provider != target.provider}
+    foreign = {provider: len(nodes) for provider, nodes in raw["placement"].items() if provider != target.provider}
     if foreign:
         warnings.append(f"nodes that did not run on {target.provider}: {foreign}")
     return Measurement(
@@ -83,8 +83,9 @@ def measure(contender: Contender, target: Target, rows: Rows | None, settings: S
         accuracy=_score(outputs, rows, contender.contract),
         latency=summarise_latency(timings[0]),
         throughput=tuple(summarise_throughput(timing) for timing in timings),
-        nodes_per_provider=raw["nodes_per_provider"],
+        placement={provider: tuple(nodes) for provider, nodes in raw["placement"].items()},
         peak_memory_bytes=raw["peak_memory_bytes"],
+        assumed=(*contender.contract.assumed, *(rows.assumed if rows is not None else ())),
         warnings=tuple(warnings),
     )
 

@@ -38,8 +38,12 @@ def score_classifier(probabilities: Array, labels: Array) -> Accuracy:
     """Score probabilities ``[n, c]`` against labels ``int64 [n]``.
 
     Raises:
-        DataError: a label lies outside ``[0, c)``.
+        DataError: a label lies outside ``[0, c)``, or a probability is not finite.
     """
+    if probabilities.ndim != 2 or probabilities.shape[1] < 2:
+        raise DataError(f"outputs have the shape {list(probabilities.shape)}, expected [n, c]: one row of classes a row of input")
+    if not (finite := np.isfinite(probabilities).all(axis=1)).all():
+        raise DataError(f"the model's output for row {int(np.argmin(finite))} is not finite: it has no accuracy on these rows")
     row_count, class_count = probabilities.shape
     if labels.min() < 0 or labels.max() >= class_count:
         row = int(np.argmax((labels < 0) | (labels >= class_count)))

@@ -97,11 +97,19 @@ class Measurement:
     accuracy: Accuracy | None = None
     latency: Latency | None = None
     throughput: tuple[Throughput, ...] = ()
-    nodes_per_provider: Mapping[str, int] = field(default_factory=dict)
-    """How many nodes of the optimised graph each provider ran; empty where no ONNX Runtime session ran."""
+    placement: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Execution provider to the names of the optimised graph's nodes that it ran; empty where no session ran."""
     peak_memory_bytes: int | None = None
     """Peak resident memory of the whole measuring process."""
+    assumed: tuple[str, ...] = ()
+    """What had to be guessed about the model or the rows."""
     warnings: tuple[str, ...] = ()
+    """What makes a figure doubtful."""
+
+    @property
+    def nodes_per_provider(self) -> dict[str, int]:
+        """How many nodes of the optimised graph each provider ran."""
+        return {provider: len(nodes) for provider, nodes in self.placement.items()}
 
 
 def to_record(result: Any) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class Runner(Protocol):
     def bind(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
         """Return the bare call on these inputs, with nothing around it that timing would count."""
 
-    def nodes_per_provider(self) -> dict[str, int]:
+    def placement(self) -> dict[str, list[str]]:
         """Return what ran where; empty where ONNX Runtime did not run it."""
 
 
@@ -68,7 +68,7 @@ def time_and_run(
     if rows is not None:
         outputs = run_all_rows(runner, contract, rows)
         np.save(Path(folder) / OUTPUTS_FILE, outputs, allow_pickle=False)
-    return {"timings": timings, "nodes_per_provider": runner.nodes_per_provider(), "peak_memory_bytes": peak}
+    return {"timings": timings, "placement": runner.placement(), "peak_memory_bytes": peak}
 
 
 def run_all_rows(runner: Callable[[Mapping[str, Array]], Mapping[str, Array]], contract: Contract, rows: Rows) -> Array:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from monograph.errors import MissingPackageError, SourceError, WorkerError
+from monograph.errors import ConfigError, MissingPackageError, SourceError, WorkerError
 
 # ONNX Runtime's builds for POSIX have sent telemetry since 1.29; nothing leaves this machine unasked.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -33,6 +33,11 @@ ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     )
 )  # fmt: skip
 """All that ONNX Runtime raises; they share no base but Exception."""
+
+_LOAD_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, UnicodeDecodeError)
+"""The last one where ONNX Runtime's message quotes a name that is not UTF-8."""
+_RUN_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, ValueError)
+"""The last one from its Python side, for a missing input."""
 
 _FATAL = 4
 
@@ -56,11 +61,11 @@ class Session:
         """Run one batch.
 
         Raises:
-            WorkerError: ONNX Runtime failed while running.
+            WorkerError: an input is missing, or ONNX Runtime failed while running.
         """
         try:
             outputs = self.ort_session.run(self.output_names, dict(inputs))
-        except ORT_ERRORS as error:
+        except _RUN_ERRORS as error:
             raise WorkerError(f"{self.path.name} failed while running: {_first_line(error)}") from error
         return {name: np.asarray(output) for name, output in zip(self.output_names, outputs, strict=True)}
 
@@ -68,12 +73,20 @@ class Session:
         """Return ONNX Runtime's own call on these inputs, with nothing around it, for timing."""
         return partial(self.ort_session.run, self.output_names, dict(inputs))
 
-    def nodes_per_provider(self) -> dict[str, int]:
-        """Return how many nodes of the optimised graph each provider runs."""
-        counts: dict[str, int] = {}
-        for subgraph in self.ort_session.get_provider_graph_assignment_info():
-            counts[subgraph.ep_name] = counts.get(subgraph.ep_name, 0) + len(subgraph.get_nodes())
-        return counts
+    def placement(self) -> dict[str, list[str]]:
+        """Return, for each execution provider, the names of the optimised graph's nodes that it runs.
+
+        Raises:
+            WorkerError: ``open_session`` was not asked to record it.
+        """
+        nodes: dict[str, list[str]] = {}
+        try:
+            subgraphs = self.ort_session.get_provider_graph_assignment_info()
+        except ORT_ERRORS as error:
+            raise WorkerError(f"where the nodes of {self.path.name} run was not recorded: {_first_line(error)}") from error
+        for subgraph in subgraphs:
+            nodes.setdefault(subgraph.ep_name, []).extend(node.name or node.op_type for node in subgraph.get_nodes())
+        return nodes
 
 
 def open_session(
@@ -87,8 +100,12 @@ def open_session(
     """Load ``path`` into ONNX Runtime: sequential execution, ``threads`` intra-op threads (default: the usable cores).
 
     Raises:
+        ConfigError: a provider is not in this build of ONNX Runtime, which would only warn and use the CPU.
         SourceError: ONNX Runtime cannot load the model.
     """
+    providers = providers or ["CPUExecutionProvider"]
+    if missing := set(providers) - set(ort.get_available_providers()):
+        raise ConfigError(f"onnxruntime {ort.__version__} here has no {', '.join(sorted(missing))}: see `monograph targets`")
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL  # what goes wrong is raised, with its text; ONNX Runtime would print it as well
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
@@ -96,8 +113,8 @@ def open_session(
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.add_session_config_entry("session.record_ep_graph_assignment_info", str(int(record_placement)))
     try:
-        session = ort.InferenceSession(str(path), options, providers=providers or ["CPUExecutionProvider"], enable_fallback=0)
-    except ORT_ERRORS as error:
+        session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+    except _LOAD_ERRORS as error:
         raise SourceError(f"ONNX Runtime {ort.__version__} cannot load {path}: {_first_line(error)}") from error
     return Session(path, session)
 

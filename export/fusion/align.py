@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from monograph.errors import FusionError
 from monograph.models.contract import Contract, Dim, TensorSpec
 
 _INTEGERS = ("int32", "int64")
+_FLOATS = ("float16", "float32", "float64")
+_INPUTS = (*_FLOATS, *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "bool", "str")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ def share_inputs(
     Inputs are matched by name, and where names differ by position. A dimension that one member fixes is fixed for all.
 
     Raises:
-        FusionError: members differ in the number of inputs, in a fixed dimension, in rank, dtype or preprocessing.
+        FusionError: members differ in the number of inputs, in a fixed dimension, in rank, dtype or preprocessing; names
+            and positions of inputs contradict each other; or an input is of a type that numpy does not have.
     """
     shared = list(contracts[0].inputs)
     links = []
@@ -43,7 +44,7 @@ def share_inputs(
             raise FusionError(
                 f"{names[0]} takes {_names(shared)} but {name} takes {_names(contract.inputs)}: members must take the same inputs"
             )
-        positions = _positions(shared, contract.inputs)
+        positions = _positions(shared, contract.inputs, names[0], name)
         member_links = []
         for position, spec in zip(positions, contract.inputs, strict=True):
             shared[position] = _unify(shared[position], spec, names[0], name)
@@ -56,15 +57,22 @@ def _names(specs: Sequence[TensorSpec]) -> str:
     return f"{len(specs)} inputs ({', '.join(spec.name for spec in specs)})"
 
 
-def _positions(shared: Sequence[TensorSpec], specs: Sequence[TensorSpec]) -> list[int]:
+def _positions(shared: Sequence[TensorSpec], specs: Sequence[TensorSpec], first: str, name: str) -> list[int]:
     by_name = {spec.name: position for position, spec in enumerate(shared)}
     if {spec.name for spec in specs} == set(by_name):
         return [by_name[spec.name] for spec in specs]
+    if any(by_name.get(spec.name, position) != position for position, spec in enumerate(specs)):
+        raise FusionError(
+            f"{first} takes {_names(shared)} but {name} takes {_names(specs)}: which belong together cannot be told; "
+            "export them again with the same input names"
+        )
     return list(range(len(specs)))
 
 
 def _unify(shared: TensorSpec, spec: TensorSpec, first: str, name: str) -> TensorSpec:
     both = f"{first} takes {shared.describe()} but {name} takes {spec.describe()}"
+    if spec.dtype not in _INPUTS:
+        raise FusionError(f"{name} takes {spec.describe()}: no rows of that type can be fed; export it again with float32 inputs")
     if len(shared.shape) != len(spec.shape):
         raise FusionError(f"{both}: members must take the same input; export them again for one shape")
     if shared.dtype != spec.dtype and not (shared.dtype in _INTEGERS and spec.dtype in _INTEGERS):
@@ -138,9 +146,7 @@ def unify_output_shape(contracts: Sequence[Contract], names: Sequence[str]) -> t
         if len(shape) != len(contract.output.shape):
             raise FusionError(f"{both}: only outputs of one shape can be fused")
         shape = tuple(_unify_dim(a, b, both) for a, b in zip(shape, contract.output.shape, strict=True))
-    if any(np.dtype(contract.output.dtype).kind != "f" for contract in contracts):
-        wrong = next(name for contract, name in zip(contracts, names, strict=True) if np.dtype(contract.output.dtype).kind != "f")
-        raise FusionError(
-            f"{wrong} gives {contracts[list(names).index(wrong)].output.describe()}: only float outputs can be fused"
-        )
+    for contract, name in zip(contracts, names, strict=True):
+        if contract.output.dtype not in _FLOATS:
+            raise FusionError(f"{name} gives {contract.output.describe()}: only float outputs can be fused")
     return shape

@@ -5,7 +5,9 @@ onnx-ir's graphs are made of objects, not names, so a merge is a matter of movin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx_ir as ir
 from onnx_ir.passes import Sequential
@@ -16,17 +18,20 @@ from onnxscript.version_converter import ConvertVersionPass
 from monograph.errors import FusionError
 from monograph.export.fusion.forms import FORMS, Form, emit_weighted_sum
 from monograph.export.fusion.plan import FusionPlan, Member
-from monograph.models.contract import TensorSpec
+from monograph.models.contract import Contract, TensorSpec
 from monograph.models.onnx_file import load_graph
 
 _OLDEST_IR_VERSION = 8
+_DEFAULT_DOMAIN = "ai.onnx"
+"""The long name of the domain whose nodes onnx-ir writes without one."""
 
 
 def build_graph(plan: FusionPlan) -> ir.Model:
     """Build the fused graph of ``plan``; weights of members stay on disk until the graph is saved.
 
     Raises:
-        FusionError: a member cannot be brought to the plan's opset, or members need two versions of one custom domain.
+        FusionError: a member cannot be brought to the plan's opset or does not fit its contract, or members need two
+            versions of one custom domain.
     """
     form = FORMS[plan.form]
     shared = {spec.name: _graph_input(spec) for spec in plan.contract.inputs}
@@ -40,7 +45,7 @@ def build_graph(plan: FusionPlan) -> ir.Model:
         model = _load_member(member, plan.opset)
         ir_version = max(ir_version, model.ir_version)
         _merge_opsets(opsets, model, member)
-        output = _detach(model, member, shared, tape)
+        output = _detach(model, member, shared, tape, prefix=_free_prefix(member, plan.contract))
         nodes += list(model.graph)
         initializers += list(model.graph.initializers.values())
         _take_apart(model.graph)
@@ -72,16 +77,40 @@ def _ir_dtype(dtype: str) -> ir.DataType:
 
 
 def _load_member(member: Member, opset: int) -> ir.Model:
-    model = load_graph(member.path)
-    Sequential(InlinePass(), RemoveInitializersFromInputsPass())(model)
-    if model.opset_imports.get("", opset) != opset:
-        ConvertVersionPass(opset, fallback=True)(model)
+    try:
+        model = load_graph(member.path)
+        if (version := model.opset_imports.pop(_DEFAULT_DOMAIN, None)) is not None:
+            model.opset_imports[""] = version
+        Sequential(InlinePass(), RemoveInitializersFromInputsPass(), RemoveUnusedOpsetsPass())(model)
+        if model.opset_imports.get("", opset) != opset:
+            with _quiet_converter():
+                ConvertVersionPass(opset, fallback=True)(model)
+    except (ir.serde.SerdeError, RuntimeError) as error:  # passes raise RuntimeErrors of their own
+        raise FusionError(f"{member.name} cannot be taken into another graph: {_root_cause(error)}") from error
     reached = model.opset_imports.get("", opset)
     if reached != opset:
         raise FusionError(
             f"{member.name} has opset {reached} and cannot be converted to {opset}: export it again with opset {opset}"
         )
     return model
+
+
+@contextlib.contextmanager
+def _quiet_converter() -> Iterator[None]:
+    """The converter logs each fallback and failure; what it reached is checked, and the proof checks what that computes."""
+    logger = logging.getLogger("onnxscript.version_converter")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _merge_opsets(opsets: dict[str, int], model: ir.Model, member: Member) -> None:
@@ -93,13 +122,14 @@ def _merge_opsets(opsets: dict[str, int], model: ir.Model, member: Member) -> No
             )
 
 
-def _detach(model: ir.Model, member: Member, shared: Mapping[str, ir.Value], tape: Tape) -> ir.Value:
+def _detach(model: ir.Model, member: Member, shared: Mapping[str, ir.Value], tape: Tape, prefix: str) -> ir.Value:
     """Give the member names of its own, connect it to the shared inputs, and return its primary output."""
     graph = model.graph
     inputs = {value.name: value for value in graph.inputs}
     output = next(value for value in graph.outputs if value.name == member.output)
+    _check_inputs(inputs, member, shared)
     symbols = _shared_symbols(inputs.values(), member, shared)
-    _prefix_names(graph, f"{member.name}/", symbols)
+    _prefix_names(graph, prefix, symbols)
     for link in member.input_links:
         source = shared[link.shared_input]
         wanted = _ir_dtype(link.dtype)
@@ -110,6 +140,24 @@ def _detach(model: ir.Model, member: Member, shared: Mapping[str, ir.Value], tap
         own.replace_all_uses_with(source, replace_graph_outputs=True)
         output = source if output is own else output
     return output
+
+
+def _check_inputs(inputs: Mapping[str | None, ir.Value], member: Member, shared: Mapping[str, ir.Value]) -> None:
+    for link in member.input_links:
+        own, rank = inputs[link.member_input], len(shared[link.shared_input].shape or ())
+        if own.dtype != _ir_dtype(link.dtype) or (own.shape is not None and len(own.shape) != rank):
+            raise FusionError(
+                f"{member.name} takes {link.member_input!r} as {own.dtype} {own.shape}, but its contract says {link.dtype} of rank "
+                f"{rank}: the file was edited after it was made; export it again"
+            )
+
+
+def _free_prefix(member: Member, contract: Contract) -> str:
+    """Return ``member/``, with as many strokes as it takes for no input or output of the fused graph to begin so."""
+    prefix = f"{member.name}/"
+    while any(spec.name.startswith(prefix) for spec in (*contract.inputs, *contract.outputs)):
+        prefix += "/"
+    return prefix
 
 
 def _shared_symbols(inputs: Iterable[ir.Value], member: Member, shared: Mapping[str, ir.Value]) -> dict[str, str]:
@@ -138,10 +186,12 @@ def _prefix_names(graph: ir.Graph, prefix: str, symbols: Mapping[str, str]) -> N
 def _rename(value: ir.Value, prefix: str, symbols: Mapping[str, str]) -> None:
     if value.name:
         value.name = f"{prefix}{value.name}"
-    if value.shape is not None and not value.shape.frozen:
-        for axis, dim in enumerate(value.shape):
+    if value.shape is not None and not value.shape.is_static():
+        shape = value.shape.copy()
+        for axis, dim in enumerate(shape):
             if isinstance(dim, ir.SymbolicDim) and dim.value:
-                value.shape[axis] = symbols.get(dim.value, f"{prefix}{dim.value}")
+                shape[axis] = symbols.get(dim.value, f"{prefix}{dim.value}")
+        value.shape = shape
 
 
 def _take_apart(graph: ir.Graph) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from monograph.errors import FusionError
+from monograph.errors import FusionError, WorkerError
 from monograph.export.fusion.align import align_classes
 from monograph.export.fusion.build import build_graph
 from monograph.export.fusion.forms import FORMS, weighted_sum
-from monograph.export.fusion.plan import FusionPlan, choose_form, member_names
+from monograph.export.fusion.plan import FusionPlan, Member, choose_form, member_names
 from monograph.export.fusion.weights import WeightFit, fit_weights
 from monograph.export.parity import BATCH_SIZES, TOLERANCE, ParityProof
 from monograph.export.trace import write_proven
@@ -22,7 +22,7 @@ from monograph.models.contract import Kind
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.runtime.runner import run_all_rows
-from monograph.runtime.session import open_session
+from monograph.runtime.session import Session, open_session
 
 Array = npt.NDArray[Any]
 FUSION_KEY = "monograph.fusion"
@@ -62,7 +62,7 @@ def fuse(
         names=("the members run apart", path.name),
         rows=rows,
         batch_sizes=batch_sizes,
-        tolerance=tolerance,
+        tolerance=max(tolerance, plan.rounding),
         tokenizer_json=plan.tokenizer_json,
         metadata={FUSION_KEY: plan.to_json()},
     )
@@ -70,24 +70,54 @@ def fuse(
 
 
 class MembersApart:
-    """The reference of the proof: each member's own file in a session of its own, combined in numpy in float64."""
+    """The reference of the proof: each member's own file in a session of its own, combined in numpy in float64.
+
+    Raises:
+        SourceError: ONNX Runtime cannot load a member.
+    """
 
     def __init__(self, plan: FusionPlan) -> None:
         self.plan = plan
         self.sessions = [open_session(member.path, spinning=False) for member in plan.running]
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Compute one batch."""
+        """Compute one batch.
+
+        Raises:
+            FusionError: a member cannot be run on these inputs, or members' outputs differ in shape.
+        """
         form = FORMS[self.plan.form]
-        arrays = []
+        arrays: list[Array] = []
         for member, session in zip(self.plan.running, self.sessions, strict=True):
-            feed = {link.member_input: inputs[link.shared_input].astype(link.dtype) for link in member.input_links}
-            output = session(feed)[member.output]
-            if member.class_positions is not None:
-                output = output[..., list(member.class_positions)]
+            output = _run_member(member, session, inputs)
+            if arrays and output.shape != arrays[0].shape:
+                raise FusionError(
+                    f"{member.name} gives an array of shape {output.shape} where {self.plan.running[0].name} gives "
+                    f"{arrays[0].shape}: only outputs of one shape can be fused"
+                )
             arrays.append(form.convert(output, member.kind))
         fused = weighted_sum(arrays, [member.weight for member in self.plan.running])
         return {self.plan.contract.output.name: fused}
+
+
+def _run_member(member: Member, session: Session, inputs: Mapping[str, Array]) -> Array:
+    """Run one member on the shared inputs; its classes come back in the fused order."""
+    feed = {link.member_input: inputs[link.shared_input].astype(link.dtype) for link in member.input_links}
+    try:
+        output = session(feed)[member.output]
+    except WorkerError as error:
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
+        raise FusionError(
+            f"{member.name} does not run on {shapes}, which its contract allows: {error}; "
+            "export it again, or, where it takes certain values only, give real rows by --data"
+        ) from error
+    if member.class_positions is None:
+        return output
+    if output.shape[-1:] != (len(member.class_positions),):
+        raise FusionError(
+            f"{member.name} gives an array of shape {output.shape}, but its contract names {len(member.class_positions)} classes"
+        )
+    return output[..., list(member.class_positions)]
 
 
 def fit_fusion(files: Sequence[OnnxFile], rows: Sequence[Rows], combine: str | None = None) -> WeightFit:

@@ -18,6 +18,10 @@ from monograph.models.onnx_file import OnnxFile
 _OLDEST_OPSET = 13
 """Softmax over one axis and Sum with broadcasting as they are today."""
 _LONGEST_NAME = 40
+_RESERVED_NAME = "fusion"
+"""What joins the members is named so."""
+_FLOAT16_ROUNDING = 2.0**-10
+"""As a share of the scale. Where it has no float16 kernels, ONNX Runtime computes in float32 and rounds only at the end."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,8 @@ class FusionPlan:
     members: tuple[Member, ...]
     contract: Contract
     opset: int
+    rounding: float
+    """Share of the output's scale that the members' own outputs do not resolve: 0 unless one gives float16."""
     fit: WeightFit | None
     tokenizer_json: str | None
     notes: tuple[str, ...]
@@ -96,7 +102,7 @@ def plan_fusion(
     """
     if len(files) < 2:
         raise FusionError(f"{len(files)} member: a fusion needs two or more")
-    names = member_names([file.path for file in files]) if names is None else tuple(names)
+    names = member_names([file.path for file in files]) if names is None else _checked_names(names, len(files))
     contracts = [file.contract for file in files]
     form = choose_form(contracts, names, combine)
     shared, links = share_inputs(contracts, names)
@@ -108,16 +114,19 @@ def plan_fusion(
         for name, file, weight, link, positions in zip(names, files, checked, links, class_positions, strict=True)
     )
     kind = form.output_kind(contracts[0].kind)
-    output_name = kind.value if kind.has_classes else contracts[0].output.name
+    output_name = _output_name(kind.value if kind.has_classes else contracts[0].output.name, shared)
     contract = Contract(shared, (TensorSpec(output_name, "float32", shape),), kind, class_names)
+    halves = [member.name for member, one in zip(members, contracts, strict=True) if one.output.dtype == "float16" and member.weight]
     return FusionPlan(
         form=form.name,
         members=members,
         contract=contract,
         opset=max(_OLDEST_OPSET, *(file.opset for file in files)),
+        rounding=_FLOAT16_ROUNDING if halves else 0.0,
         fit=fit,
         tokenizer_json=_common_tokenizer(files, names),
-        notes=_notes(contracts, members, weights, fit),
+        notes=_notes(contracts, members, weights, fit)
+        + tuple(f"{name} gives float16: the proof allows for its rounding, {_FLOAT16_ROUNDING:.2g} of scale" for name in halves),
     )
 
 
@@ -149,10 +158,29 @@ def member_names(paths: Sequence[Path]) -> tuple[str, ...]:
     for path in paths:
         stem = re.sub(r"[^0-9A-Za-z_.-]+", "_", path.stem)[:_LONGEST_NAME] or "member"
         name, number = stem, 2
-        while name in names:
+        while name in (*names, _RESERVED_NAME):
             name, number = f"{stem}-{number}", number + 1
         names.append(name)
     return tuple(names)
+
+
+def _checked_names(names: Sequence[str], member_count: int) -> tuple[str, ...]:
+    if len(names) != member_count:
+        raise FusionError(f"{len(names)} names ({', '.join(names)}) for {member_count} members: give one name a member")
+    for name in names:
+        if not name or "/" in name or name == _RESERVED_NAME or list(names).count(name) > 1:
+            raise FusionError(
+                f"a member cannot be called {name!r} among {', '.join(map(repr, names))}: "
+                f"give each a name of its own without '/', other than {_RESERVED_NAME!r}"
+            )
+    return tuple(names)
+
+
+def _output_name(name: str, inputs: Sequence[TensorSpec]) -> str:
+    """Return ``name``, made longer where an input has it already."""
+    while any(spec.name == name for spec in inputs):
+        name = f"fused_{name}"
+    return name
 
 
 def _common_tokenizer(files: Sequence[OnnxFile], names: Sequence[str]) -> str | None:
@@ -171,6 +199,11 @@ def _notes(
     if weights is not None and fit is None and tuple(weights) != tuple(member.weight for member in members):
         written = ", ".join(f"{member.weight:.4g}" for member in members)
         notes.append(f"weights were scaled to sum to 1: {written}")
+    for member in members:
+        links = [(link.member_input, link.shared_input) for link in member.input_links]
+        if len(links) > 1 and {own for own, _ in links} != {other for _, other in links}:
+            matches = ", ".join(f"{own} to {other}" for own, other in links)
+            notes.append(f"inputs of {member.name} are matched by position: {matches}")
     if fit is not None:
         notes.append(f"weights {fit.describe()}")
     notes += [f"{member.name} has weight 0 and is left out of the graph" for member in members if member.weight == 0]

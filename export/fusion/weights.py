@@ -103,9 +103,8 @@ def fit_weights(outputs: Sequence[Array], labels: Array, *, are_logits: bool, ro
         options={"ftol": 1e-9, "maxiter": 200},
     )
     best = np.where(result.x < _NEGLIGIBLE_WEIGHT, 0.0, result.x)
-    best = best / best.sum()
-    if nll(best) > nll(equal):
-        best = equal
+    # The search can stop early on logits of very large scale: what it found is taken only where it is the best.
+    best = min((best / best.sum(), equal, *np.eye(member_count)), key=nll)
     return WeightFit(
         weights=tuple(float(weight) for weight in best),
         row_count=len(labels),

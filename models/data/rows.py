@@ -6,6 +6,7 @@ Shape letters: ``n`` rows.
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,8 +93,11 @@ class Rows:
             arrays[_LABELS] = self.labels
         if self.class_names is not None:
             arrays[_CLASS_NAMES] = np.array(self.class_names)
-        with path.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        # Not np.savez: it takes the arrays' names as keywords, beside its own.
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -98,7 +98,7 @@ def measurement(name: str, median_ms: float, score: Accuracy | None, size_bytes:
             accuracy=score,
             latency=latency(median_ms, seed=seed),
             throughput=throughput(median_ms),
-            nodes_per_provider={"CPUExecutionProvider": 7 + seed % 11},
+            placement={"CPUExecutionProvider": tuple(f"node_{index}" for index in range(7 + seed % 11))},
             peak_memory_bytes=61_000_000 + 9 * size_bytes,
         ),
         **changes,

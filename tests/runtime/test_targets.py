@@ -1,0 +1,51 @@
+import dataclasses
+
+import onnxruntime as ort
+import pytest
+
+from monograph.errors import ConfigError
+from monograph.runtime.results import Evidence
+from monograph.runtime.session import usable_cores
+from monograph.runtime.targets import TARGETS, Target, find_target
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_target_is_found_by_its_own_name(name: str):
+    target = find_target(name)
+    assert isinstance(target, Target)
+    assert target.name == name
+    assert target.evidence in Evidence
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_target_describes_itself_in_one_line(name: str):
+    description = find_target(name).describe()
+    assert description.strip()
+    assert "\n" not in description
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_what_is_available_has_its_provider(name: str):
+    target = find_target(name)
+    if target.is_available():
+        assert target.provider in ort.get_available_providers()
+
+
+def test_the_cpu_is_always_there_and_figures_on_it_are_executed():
+    target = find_target("cpu")
+    assert target.is_available()
+    assert target.provider == "CPUExecutionProvider"
+    assert target.evidence is Evidence.EXECUTED
+    assert f"{usable_cores()} of " in target.describe()
+    assert f"onnxruntime {ort.__version__}" in target.describe()
+
+
+@pytest.mark.parametrize("name", ["", "CPU", "gpu9", "cpu "])
+def test_another_target_names_those_that_there_are(name: str):
+    with pytest.raises(ConfigError, match=rf"unknown target '{name}': choose from cpu"):
+        find_target(name)
+
+
+def test_a_target_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        find_target("cpu").name = "other"
