@@ -74,7 +74,9 @@ def export_torch(
         graph = _by_dynamo(model, arguments, opset) if dynamo else _by_torchscript(model, arguments, opset)
     reached = graph.opset_imports.get("")
     if reached != opset:
-        raise ConfigError(f"{model.name}: PyTorch's {route} exporter writes opset {reached} where {opset} was asked for: pass --opset {reached}")
+        raise ConfigError(
+            f"{model.name}: PyTorch's {route} exporter writes opset {reached} where {opset} was asked for: pass --opset {reached}"
+        )
     proof = write_proven(
         graph,
         path,

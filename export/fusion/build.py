@@ -30,8 +30,7 @@ def build_graph(plan: FusionPlan) -> ir.Model:
     """Build the fused graph of ``plan``; weights of members stay on disk until the graph is saved.
 
     Raises:
-        FusionError: a member cannot be brought to the plan's opset or does not fit its contract, or members need two
-            versions of one custom domain.
+        FusionError: a member cannot be brought to the plan's opset, or members need two versions of one custom domain.
     """
     form = FORMS[plan.form]
     shared = {spec.name: _graph_input(spec) for spec in plan.contract.inputs}
@@ -127,7 +126,6 @@ def _detach(model: ir.Model, member: Member, shared: Mapping[str, ir.Value], tap
     graph = model.graph
     inputs = {value.name: value for value in graph.inputs}
     output = next(value for value in graph.outputs if value.name == member.output)
-    _check_inputs(inputs, member, shared)
     symbols = _shared_symbols(inputs.values(), member, shared)
     _prefix_names(graph, prefix, symbols)
     for link in member.input_links:
@@ -140,16 +138,6 @@ def _detach(model: ir.Model, member: Member, shared: Mapping[str, ir.Value], tap
         own.replace_all_uses_with(source, replace_graph_outputs=True)
         output = source if output is own else output
     return output
-
-
-def _check_inputs(inputs: Mapping[str | None, ir.Value], member: Member, shared: Mapping[str, ir.Value]) -> None:
-    for link in member.input_links:
-        own, rank = inputs[link.member_input], len(shared[link.shared_input].shape or ())
-        if own.dtype != _ir_dtype(link.dtype) or (own.shape is not None and len(own.shape) != rank):
-            raise FusionError(
-                f"{member.name} takes {link.member_input!r} as {own.dtype} {own.shape}, but its contract says {link.dtype} of rank "
-                f"{rank}: the file was edited after it was made; export it again"
-            )
 
 
 def _free_prefix(member: Member, contract: Contract) -> str:
@@ -179,8 +167,12 @@ def _prefix_names(graph: ir.Graph, prefix: str, symbols: Mapping[str, str]) -> N
         for value in node.outputs:
             _rename(value, prefix, symbols)
     for part in (graph, *graph.subgraphs()):
-        for value in (*part.inputs, *part.initializers.values()):
+        initializers = list(part.initializers.values())
+        part.initializers.clear()  # kept under their names, so that one could not take a name that another still has
+        for value in (*part.inputs, *initializers):
             _rename(value, prefix, symbols)
+        for value in initializers:
+            part.register_initializer(value)
 
 
 def _rename(value: ir.Value, prefix: str, symbols: Mapping[str, str]) -> None:

@@ -116,7 +116,7 @@ def plan_fusion(
     kind = form.output_kind(contracts[0].kind)
     output_name = _output_name(kind.value if kind.has_classes else contracts[0].output.name, shared)
     contract = Contract(shared, (TensorSpec(output_name, "float32", shape),), kind, class_names)
-    halves = [member.name for member, one in zip(members, contracts, strict=True) if one.output.dtype == "float16" and member.weight]
+    halves = [member.name for member, file in zip(members, files, strict=True) if member.weight and _gives_float16(file)]
     return FusionPlan(
         form=form.name,
         members=members,
@@ -174,6 +174,10 @@ def _checked_names(names: Sequence[str], member_count: int) -> tuple[str, ...]:
                 f"give each a name of its own without '/', other than {_RESERVED_NAME!r}"
             )
     return tuple(names)
+
+
+def _gives_float16(file: OnnxFile) -> bool:
+    return file.contract.output.dtype == "float16"
 
 
 def _output_name(name: str, inputs: Sequence[TensorSpec]) -> str:

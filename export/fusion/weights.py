@@ -104,7 +104,7 @@ def fit_weights(outputs: Sequence[Array], labels: Array, *, are_logits: bool, ro
     )
     best = np.where(result.x < _NEGLIGIBLE_WEIGHT, 0.0, result.x)
     # The search can stop early on logits of very large scale: what it found is taken only where it is the best.
-    best = min((best / best.sum(), equal, *np.eye(member_count)), key=nll)
+    best = min((equal, best / best.sum(), *np.eye(member_count)), key=nll)
     return WeightFit(
         weights=tuple(float(weight) for weight in best),
         row_count=len(labels),
