@@ -111,7 +111,7 @@ def prove_parity(
             comparison = _compare(expected[spec.name], got[spec.name], size, spec.name, kind, contract)
             if not comparison.relative_error <= tolerance:
                 raise ParityError(
-                    f"{candidate_name} does not compute what {reference_name} does: output {spec.name!r} at batch {size} on "
+                    f"{candidate_name} does not compute the same as {reference_name}: output {spec.name!r} at batch {size} on "
                     f"{kind} rows differs by {comparison.max_abs_error:.3g}, allowed {tolerance:g} of {comparison.scale:.3g}; "
                     "nothing was written"
                 )

@@ -85,7 +85,9 @@ def _load_member(member: Member, opset: int) -> ir.Model:
             with _quiet_converter():
                 ConvertVersionPass(opset, fallback=True)(model)
     except (ir.serde.SerdeError, RuntimeError) as error:  # passes raise RuntimeErrors of their own
-        raise FusionError(f"{member.name} cannot be taken into another graph: {_root_cause(error)}") from error
+        raise FusionError(
+            f"{member.name} cannot be taken into another graph: {_root_cause(error)}; export it again, for opset {opset}"
+        ) from error
     reached = model.opset_imports.get("", opset)
     if reached != opset:
         raise FusionError(

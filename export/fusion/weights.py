@@ -46,7 +46,7 @@ def check_weights(weights: Sequence[float] | None, member_count: int, *, normali
     if abs(total - 1) > _SUM_TOLERANCE + 1e-9 and not normalize:
         scaled = ",".join(f"{weight / total:.4g}" for weight in weights)
         raise FusionError(f"weights {written} sum to {total:g}, expected 1: pass --normalize, or --weights {scaled}")
-    return tuple(weight / total for weight in weights)
+    return tuple(float(weight) / total for weight in weights)
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class TestNotEqual:
         with pytest.raises(ParityError) as info:
             prove(constant([100, 0.0101, 0]), old)
         assert str(info.value) == (
-            "the new does not compute what the old does: output 'logits' at batch 1 on random rows differs by 0.0101, "
+            "the new does not compute the same as the old: output 'logits' at batch 1 on random rows differs by 0.0101, "
             "allowed 0.0001 of 100; nothing was written"
         )
         assert info.value.exit_code == 1

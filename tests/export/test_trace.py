@@ -270,11 +270,13 @@ class TestRefusals:
     @ROUTES
     def test_noise(self, refused: Callable[..., str], dynamo: bool):
         message = refused(ParityError, Noisy(), dynamo=dynamo)
-        assert message.startswith("m.onnx does not compute what noisy in PyTorch does: output 'logits' at batch 1 on random rows")
+        assert message.startswith(
+            "m.onnx does not compute the same as noisy in PyTorch: output 'logits' at batch 1 on random rows"
+        )
 
     @ROUTES
     def test_python_state(self, refused: Callable[..., str], dynamo: bool):
-        assert "does not compute what counting in PyTorch does" in refused(ParityError, Counting(), dynamo=dynamo)
+        assert "does not compute the same as counting in PyTorch" in refused(ParityError, Counting(), dynamo=dynamo)
 
     @ROUTES
     def test_batch_size_baked_in(self, refused: Callable[..., str], dynamo: bool):
@@ -290,7 +292,7 @@ class TestRefusals:
 
     def test_data_dependent_branch_by_torchscript(self, refused: Callable[..., str]):
         """The older exporter keeps the branch that the traced rows took, and says nothing: only the proof tells."""
-        assert "does not compute what datadependent in PyTorch does" in refused(ParityError, DataDependent(), dynamo=False)
+        assert "does not compute the same as datadependent in PyTorch" in refused(ParityError, DataDependent(), dynamo=False)
 
     def test_operator_that_torchscript_does_not_know(self, refused: Callable[..., str]):
         class Special(Linear):

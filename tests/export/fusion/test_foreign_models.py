@@ -32,9 +32,13 @@ def fuse_with_itself(path: Path, folder: Path) -> bool:
     try:
         file = read_onnx(path)
         fused = fuse(plan_fusion([file, file], names=("one", "two")), folder / "fused.onnx")
-    except InputError as error:
-        assert "\n" not in str(error)
-        assert list(folder.glob("fused.onnx")) == []
+    except InputError as refusal:
+        message = str(refusal)
+    else:
+        message = None
+    if message is not None:
+        assert "\n" not in message
+        assert not (folder / "fused.onnx").exists()
         return False
     inputs = random_inputs(fused.file.contract, 3, np.random.default_rng(0))
     (got,) = open_session(fused.file.path, spinning=False)(inputs).values()

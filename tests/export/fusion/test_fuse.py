@@ -814,6 +814,29 @@ class TestRefusals:
         with pytest.raises(FusionError, match=r"a gives hidden: .* only float outputs can be fused"):
             fuse_files(files)
 
+    def test_local_function_of_another_opset(self, write_linear: WriteModel, write_model: WriteModel, fuse_files: FuseFiles):
+        text = (
+            '<ir_version: 8, opset_import: ["": 20, "pkg": 1]>'
+            "m (float[batch, 4] x) => (float[batch, 3] logits) { logits = pkg.layer(x, w) }"
+            '<domain: "pkg", opset_import: ["": 17]> layer (x, w) => (y) { y = MatMul(x, w) }'
+        )
+        files = [write_linear("a"), write_model("b", text, {"w": MATRIX}, checked=False)]
+        with pytest.raises(
+            FusionError, match=r"^b cannot be taken into another graph: .* version 17 .*; export it again, for opset 20$"
+        ):
+            fuse_files(files)
+
+    def test_operator_that_the_converter_converts_wrongly(self, write_model: WriteModel, fuse_files: FuseFiles):
+        """Resize of opset 10 placed its pixels otherwise than that of 11 does by default: the proof must see it."""
+        signature = "m (float[batch, 1, 2, 2] x) => (float[batch, 1, 4, 4] hidden) "
+        scales = {"s": np.array([1, 1, 2, 2], np.float32)}
+        files = [
+            write_model("old", head(10) + signature + '{ hidden = Resize<mode = "linear">(x, s) }', scales),
+            write_model("new", head(21) + signature + '{ hidden = Resize<mode = "linear">(x, , s) }', scales),
+        ]
+        with pytest.raises(ParityError, match="does not compute the same as the members run apart"):
+            fuse_files(files)
+
     def test_sparse_weights(self, write_linear: WriteModel, write_model: WriteModel, fuse_files: FuseFiles):
         proto = onnx.parser.parse_model(classifier("h = MatMul(x, w) logits = Add(h, b)"))
         values = numpy_helper.from_array(np.ones(2, np.float32), "b")

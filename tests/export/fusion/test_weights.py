@@ -26,6 +26,10 @@ class TestCheck:
         assert check_weights((0.33, 0.33, 0.33), 3) == pytest.approx((1 / 3,) * 3)
         assert sum(check_weights((0.34, 0.33, 0.34), 3)) == pytest.approx(1, abs=1e-15)
 
+    @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+    def test_numpys_numbers_become_pythons(self, dtype: type):
+        assert [type(weight) for weight in check_weights(np.array([0.25, 0.75], dtype), 2)] == [float, float]  # type: ignore[arg-type]
+
     def test_of_any_sum_on_request(self):
         assert check_weights((3, 1), 2, normalize=True) == (0.75, 0.25)
 
