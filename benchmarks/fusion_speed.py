@@ -30,6 +30,8 @@ from monograph.models.data.rows import Rows
 from monograph.models.examples import efficientnet_lite
 from monograph.models.files import write_atomically
 from monograph.models.onnx_file import OnnxFile, read_onnx
+from monograph.pipelines.config import ModelConfig
+from monograph.pipelines.members import eager_contender, sessions_contender
 from monograph.runtime.compare import Comparison, compare
 from monograph.runtime.environment import describe_environment, environment_warnings
 from monograph.runtime.measure import Contender, Settings, onnx_contender
@@ -54,9 +56,9 @@ def main() -> int:
         print(f"fused with proof in {fuse_s:.1f} s: {fused.proof.describe()}")
         contenders = _contenders(files, fused)
         began = time.perf_counter()
-        comparison = compare(contenders, None, Settings(), blocks=options.blocks, on_progress=_show)
+        comparison = compare(list(contenders.values()), None, Settings(), blocks=options.blocks, on_progress=_show)
         print(f"\r{options.blocks} interleaved blocks in {time.perf_counter() - began:.0f} s{' ' * 40}")
-    record = _record(comparison, fused, fuse_s, options.blocks)
+    record = _record(comparison, contenders, fused, fuse_s, options.blocks)
     with write_atomically(options.output) as staged:
         staged.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0 if all(row["met"] for row in record["ratios"]) else 1
@@ -86,41 +88,27 @@ def _photographs(file: OnnxFile) -> Rows:
     return Rows(inputs)
 
 
-def _contenders(files: list[OnnxFile], fused: Fused) -> list[Contender]:
+def _contenders(files: list[OnnxFile], fused: Fused) -> dict[str, Contender]:
     target = find_target("cpu")
-    contract = fused.file.contract
     weights = {member.name: member.weight for member in fused.plan.members}
-    sessions = [
-        {
-            "path": str(file.path),
-            "inputs": {file.contract.inputs[0].name: contract.inputs[0].name},
-            "output": file.contract.output.name,
-            "kind": file.contract.kind,
-            "weight": weights[name],
-        }
-        for name, file in zip(_MEMBERS, files, strict=True)
-    ]
-    eager = [
-        {"source": f"py:monograph.models.examples:{name}", "arguments": {}, "weights": None, "weight": weights[name]}
-        for name in _MEMBERS
-    ]
-    common = {"softmax_first": False, "output_name": contract.output.name}
-    loader = "monograph.pipelines.baselines"
-    contenders = [
-        onnx_contender(name, file.path, file.contract, file.sha256, file.size_bytes, target)
-        for name, file in zip((*_MEMBERS, "fused"), (*files, fused.file), strict=True)
-    ]
-    return [
-        *contenders,
-        Contender("sessions", f"{loader}:load_sessions", {"members": sessions} | common, contract, "", 0),
-        Contender("eager", f"{loader}:load_eager", {"members": eager} | common, contract, "", 0),
-    ]
+    members = dict(zip(_MEMBERS, files, strict=True))
+    sources = {name: ModelConfig(source=f"py:monograph.models.examples:{name}") for name in _MEMBERS}
+    contenders = {
+        name: onnx_contender(name, file.path, file.contract, file.sha256, file.size_bytes, target)
+        for name, file in (members | {"fused": fused.file}).items()
+    }
+    return contenders | {
+        "sessions": sessions_contender(members, fused.file, weights, fused.plan.form),
+        "eager": eager_contender(sources, fused.file, weights, fused.plan.form),
+    }
 
 
-def _record(comparison: Comparison, fused: Fused, fuse_s: float, blocks: int) -> dict[str, object]:
+def _record(
+    comparison: Comparison, contenders: dict[str, Contender], fused: Fused, fuse_s: float, blocks: int
+) -> dict[str, object]:
     ratios = []
     for name, bar in BARS.items():
-        interval = comparison.ratio(["fused"], list(_MEMBERS) if name == "members" else [name])
+        interval = comparison.ratio(["fused"], list(_MEMBERS) if name == "members" else [contenders[name].name])
         met = interval.estimate <= bar
         ratios.append({"fused_over": name, "bar": bar, "met": met} | asdict(interval))
         verdict = "met" if met else "MISSED"

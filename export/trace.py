@@ -171,7 +171,7 @@ def _by_dynamo(model: TorchModel, arguments: tuple[torch.Tensor, ...], opset: in
             dynamo=True,
             verbose=False,
         )
-    except torch.onnx.OnnxExporterError as error:
+    except (torch.onnx.OnnxExporterError, ValueError) as error:  # the version converter behind it raises ValueError
         raise ExportError(_export_message(model, "dynamo", error, "try --no-dynamo, PyTorch's older exporter")) from error
     if program is None:
         raise ExportError(f"{model.name}: torch.onnx gave back no graph")

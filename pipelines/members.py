@@ -58,34 +58,50 @@ def baseline_contenders(
 
     PyTorch eager needs every member as a ``py:`` source.
     """
-    fused = files["fused"]
-    common = {"softmax_first": form == "probs", "output_name": fused.contract.output.name}
-    running = [name for name in config.models if weights[name] > 0]
-    size_bytes = sum(files[name].size_bytes for name in running)
-    contenders: dict[str, Contender] = {}
+    running = {name: model for name, model in config.models.items() if weights[name] > 0}
+    contenders: list[Contender] = []
     if "sessions" in config.measure.baselines:
-        members = [_session_member(files[name], fused.contract, weights[name]) for name in running]
-        name = f"{len(running)} sessions + numpy"
-        contenders[name] = Contender(
-            name,
-            "monograph.pipelines.baselines:load_sessions",
-            {"members": members} | common,
-            fused.contract,
-            fused.sha256,
-            size_bytes,
-        )
-    sources = {name: parse_source(config.models[name].source) for name in running}
-    if "eager" in config.measure.baselines and all(source.scheme is Scheme.PYTHON for source in sources.values()):
-        members = [_eager_member(config.models[name], trained.get(name), weights[name]) for name in running]
-        contenders["PyTorch eager"] = Contender(
-            "PyTorch eager",
-            "monograph.pipelines.baselines:load_eager",
-            {"members": members} | common,
-            fused.contract,
-            fused.sha256,
-            size_bytes,
-        )
-    return contenders
+        contenders.append(sessions_contender({name: files[name] for name in running}, files["fused"], weights, form))
+    all_python = all(parse_source(model.source).scheme is Scheme.PYTHON for model in running.values())
+    if "eager" in config.measure.baselines and all_python:
+        contenders.append(eager_contender(running, files["fused"], weights, form, trained))
+    return {contender.name: contender for contender in contenders}
+
+
+def sessions_contender(members: Mapping[str, OnnxFile], fused: OnnxFile, weights: Mapping[str, float], form: str) -> Contender:
+    """Return what people run without one graph: one session a member in one process, outputs combined by numpy."""
+    return Contender(
+        f"{len(members)} sessions + numpy",
+        "monograph.pipelines.baselines:load_sessions",
+        {"members": [_session_member(file, fused.contract, weights[name]) for name, file in members.items()]}
+        | _common_arguments(fused, form),
+        fused.contract,
+        fused.sha256,
+        sum(file.size_bytes for file in members.values()),
+    )
+
+
+def eager_contender(
+    members: Mapping[str, ModelConfig],
+    fused: OnnxFile,
+    weights: Mapping[str, float],
+    form: str,
+    trained: Mapping[str, Path] | None = None,
+) -> Contender:
+    """Return the same fusion in PyTorch eager mode; ``trained`` holds the folders of members trained in this run."""
+    return Contender(
+        "PyTorch eager",
+        "monograph.pipelines.baselines:load_eager",
+        {"members": [_eager_member(model, (trained or {}).get(name), weights[name]) for name, model in members.items()]}
+        | _common_arguments(fused, form),
+        fused.contract,
+        fused.sha256,
+        fused.size_bytes,
+    )
+
+
+def _common_arguments(fused: OnnxFile, form: str) -> dict[str, object]:
+    return {"softmax_first": form == "probs", "output_name": fused.contract.output.name}
 
 
 def _session_member(file: OnnxFile, fused: Contract, weight: float) -> dict[str, object]:

@@ -17,7 +17,7 @@ from monograph.runtime.results import Interval
 from monograph.runtime.statistics import bootstrap_interval
 from monograph.runtime.timing import TimingRule
 
-BLOCK_RULE = TimingRule(min_runs=40, min_s=0.3, max_s=5.0, warmup_s=0.2)
+BLOCK_RULE = TimingRule(min_runs=15, min_s=0.3, max_s=3.0, warmup_s=0.2)
 
 
 @dataclass(frozen=True)

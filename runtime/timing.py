@@ -30,7 +30,7 @@ class TimingRule:
         """Say whether to stop."""
         if run_count >= self.min_runs and elapsed_s >= self.min_s:
             return True
-        return run_count >= FEWEST_RUNS and elapsed_s >= self.max_s
+        return run_count >= min(self.min_runs, FEWEST_RUNS) and elapsed_s >= self.max_s
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -248,7 +251,7 @@ class TestRefusals:
 
     @pytest.fixture
     def refused(self, tmp_path: Path, scratch: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
-        def refuse(error: type[Exception], module: nn.Module, contract: Contract = CONTRACT, **options: bool) -> str:
+        def refuse(error: type[Exception], module: nn.Module, contract: Contract = CONTRACT, **options: int) -> str:
             path = tmp_path / "m.onnx"
             path.write_bytes(b"the old file")
             with pytest.raises(error) as info:
@@ -315,14 +318,36 @@ class TestRefusals:
             (Linear, Contract((TensorSpec("x", "float32", ("batch", 5)),), (LOGITS,), Kind.LOGITS), "cannot be multiplied"),
             (Difference, CONTRACT, "missing 1 required positional argument: 'right'"),
             (Linear, Contract((X, TensorSpec("y", "float32", (1,))), (LOGITS,), Kind.LOGITS), "takes 2 positional arguments"),
-            (WithHidden, CONTRACT, "returns 2 tensors but its contract names 1 outputs"),
-            (Linear, Contract((X,), (LOGITS, TensorSpec("z", "float32", ("batch",))), Kind.LOGITS), "returns 1 tensors"),
         ],
     )
-    def test_contract_of_another_module(
+    def test_inputs_of_another_module(
         self, refused: Callable[..., str], module: type[nn.Module], contract: Contract, reason: str, dynamo: bool
     ):
-        assert reason in refused(ContractError, module(), contract, dynamo=dynamo)
+        message = refused(ContractError, module(), contract, dynamo=dynamo)
+        assert message.startswith(f"{module.__name__.lower()} does not run in PyTorch on x: float32 [2, ")
+        assert reason in message
+
+    @ROUTES
+    @pytest.mark.parametrize(
+        ("module", "outputs", "message"),
+        [
+            (WithHidden, (LOGITS,), "withhidden returns 2 tensors but its contract names 1 outputs (logits): "),
+            (
+                Linear,
+                (LOGITS, TensorSpec("z", "float32", ("batch",))),
+                "linear returns 1 tensors but its contract names 2 outputs",
+            ),
+        ],
+    )
+    def test_outputs_of_another_module(
+        self,
+        refused: Callable[..., str],
+        module: type[nn.Module],
+        outputs: tuple[TensorSpec, ...],
+        message: str,
+        dynamo: bool,
+    ):
+        assert refused(ContractError, module(), Contract((X,), outputs, Kind.LOGITS), dynamo=dynamo).startswith(message)
 
     def test_output_called_like_an_input(self, refused: Callable[..., str]):
         contract = Contract((X,), (TensorSpec("x", "float32", ("batch", 3)),), Kind.LOGITS)
@@ -330,10 +355,42 @@ class TestRefusals:
         assert message.startswith("m.onnx would not be a valid ONNX model: ")
         assert message.endswith("nothing was written")
 
+    def test_no_operator_to_convert(self, refused: Callable[..., str]):
+        contract = Contract((X,), (TensorSpec("y", "float32", ("batch", 4)),), Kind.EMBEDDING)
+        message = refused(ExportError, nn.Identity(), contract, opset=11)
+        assert message.startswith("identity cannot be exported by dynamo: Target opset version 11 is not supported")
+
     def test_module_compiled_by_torch_jit(self, refused: Callable[..., str]):
         with pytest.warns(DeprecationWarning, match="torch.jit.trace"):
             traced = torch.jit.trace(Linear(), torch.zeros(2, 4))
         assert "ScriptModule is not supported" in refused(ExportError, traced)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [20, 11], ids=["branch on data", "opset that cannot be had"])
+def test_nothing_is_logged_or_printed(tmp_path: Path, opset: int):
+    """In a process of its own: PyTorch's log handlers write to the stream that stderr was when it was imported."""
+    branch = "x if x.sum() > 0 else -x" if opset == 20 else "-x"
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from torch import nn\n"
+        "from monograph.errors import MonographError\n"
+        "from monograph.export.trace import export_torch\n"
+        "from monograph.models.contract import Contract, Kind, TensorSpec\n"
+        "from monograph.models.torch_model import TorchModel\n"
+        "class Module(nn.Module):\n"
+        f"    def forward(self, x): return {branch}\n"
+        "inputs, outputs = ((TensorSpec(name, 'float32', ('batch', 4)),) for name in 'xy')\n"
+        "try:\n"
+        f"    export_torch(TorchModel(Module(), Contract(inputs, outputs, Kind.EMBEDDING), 'm'), Path('m.onnx'), opset={opset})\n"
+        "except MonographError as error:\n"
+        "    print(type(error).__name__)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == {20: "ExportError\n", 11: "ConfigError\n"}[opset]
+    assert done.stderr == ""
 
 
 def test_noise_in_one_output_only(tmp_path: Path):

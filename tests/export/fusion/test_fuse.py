@@ -305,10 +305,11 @@ class TestOpsets:
     def test_the_default_domain_by_its_long_name(
         self, write_linear: WriteModel, write_model: WriteModel, fuse_files: FuseFiles, assert_weighted_sum: AssertWeightedSum
     ):
-        proto = onnx.parser.parse_model(classifier("h = MatMul(x, w) logits = Softmax<axis = 1>(h)", opset=12))
+        body = "r = Reshape(x, shape) s = Softmax<axis = 1>(r) f = Flatten(s) logits = MatMul(f, w)"
+        proto = onnx.parser.parse_model(classifier(body, opset=12))
         proto.opset_import[0].domain = "ai.onnx"
-        files = [write_model("long", proto, {"w": MATRIX}), write_linear("short")]
-        assert_weighted_sum(fuse_files(files, combine="probs"), files)
+        files = [write_model("long", proto, {"w": MATRIX, "shape": np.array([-1, 2, 2])}), write_linear("short")]
+        assert_weighted_sum(fuse_files(files), files)
 
 
 class TestNames:
