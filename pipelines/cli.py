@@ -47,7 +47,11 @@ _DATA = "DATA: `file.npz`, an image folder, CSV, Parquet or JSONL, a `datasets` 
 
 def main() -> NoReturn:
     """Run the command line and exit."""
-    sys.exit(_exit_code(sys.argv[1:]))
+    try:
+        exit_code = _exit_code(sys.argv[1:])
+    except KeyboardInterrupt:  # one that reached Python outside the command itself
+        exit_code = _fail("interrupted; nothing was left half-written", _INTERRUPTED)
+    sys.exit(exit_code)
 
 
 def _exit_code(arguments: list[str]) -> int:
