@@ -47,11 +47,7 @@ _DATA = "DATA: `file.npz`, an image folder, CSV, Parquet or JSONL, a `datasets` 
 
 def main() -> NoReturn:
     """Run the command line and exit."""
-    try:
-        exit_code = _exit_code(sys.argv[1:])
-    except KeyboardInterrupt:  # one that reached Python outside the command itself
-        exit_code = _fail("interrupted; nothing was left half-written", _INTERRUPTED)
-    sys.exit(exit_code)
+    sys.exit(_exit_code(sys.argv[1:]))
 
 
 def _exit_code(arguments: list[str]) -> int:
@@ -68,6 +64,9 @@ def _exit_code(arguments: list[str]) -> int:
             raise
         return _fail(" ".join(error.format_message().split()), ConfigError.exit_code)
     if result == _INTERRUPTED:  # typer turns Ctrl-C into this result
+        # CPython marks an interrupt that crossed an exec() of text, as imports do, as unhandled for good, and would then
+        # end by the signal whatever the exit code; the next exec() of text clears the mark.
+        exec("")  # noqa: S102
         return _fail("interrupted; nothing was left half-written", _INTERRUPTED)
     return result if isinstance(result, int) else 0
 
