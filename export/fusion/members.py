@@ -1,0 +1,142 @@
+"""A member's graph, made ready to be moved into another: loaded, brought to one opset, renamed, connected."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+
+import onnx_ir as ir
+from onnx_ir.passes import Sequential
+from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass, RemoveUnusedOpsetsPass
+from onnx_ir.tape import Tape
+from onnxscript.version_converter import ConvertVersionPass
+
+from monograph.errors import FusionError
+from monograph.export.fusion.plan import Member
+from monograph.models.contract import Contract
+from monograph.models.onnx_file import load_graph
+
+_DEFAULT_DOMAIN = "ai.onnx"
+"""The long name of the domain whose nodes onnx-ir writes without one."""
+
+
+def ir_dtype(dtype: str) -> ir.DataType:
+    """Return onnx-ir's data type for a numpy dtype name."""
+    return ir.DataType[{"float32": "FLOAT", "float64": "DOUBLE", "str": "STRING"}.get(dtype, dtype.upper())]
+
+
+def load_member(member: Member, opset: int) -> ir.Model:
+    """Load a member's graph, functions inlined, at ``opset``; its weights stay on disk.
+
+    Raises:
+        FusionError: it cannot be brought to that opset.
+    """
+    try:
+        model = load_graph(member.path)
+        if (version := model.opset_imports.pop(_DEFAULT_DOMAIN, None)) is not None:
+            model.opset_imports[""] = version
+        Sequential(InlinePass(), RemoveInitializersFromInputsPass(), RemoveUnusedOpsetsPass())(model)
+        if model.opset_imports.get("", opset) != opset:
+            with _quiet_converter():
+                ConvertVersionPass(opset, fallback=True)(model)
+    except (ir.serde.SerdeError, RuntimeError) as error:  # passes raise RuntimeErrors of their own
+        raise FusionError(
+            f"{member.name} cannot be taken into another graph: {_root_cause(error)}; export it again, for opset {opset}"
+        ) from error
+    reached = model.opset_imports.get("", opset)
+    if reached != opset:
+        raise FusionError(
+            f"{member.name} has opset {reached} and cannot be converted to {opset}: export it again with opset {opset}"
+        )
+    return model
+
+
+@contextlib.contextmanager
+def _quiet_converter() -> Iterator[None]:
+    """The converter logs each fallback and failure; what it reached is checked, and the proof checks what that computes."""
+    logger = logging.getLogger("onnxscript.version_converter")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def detach(model: ir.Model, member: Member, shared: Mapping[str, ir.Value], tape: Tape, prefix: str) -> ir.Value:
+    """Give the member names of its own, connect it to the shared inputs, and return its primary output."""
+    graph = model.graph
+    inputs = {value.name: value for value in graph.inputs}
+    output = next(value for value in graph.outputs if value.name == member.output)
+    symbols = _shared_symbols(inputs.values(), member, shared)
+    _prefix_names(graph, prefix, symbols)
+    for link in member.input_links:
+        source = shared[link.shared_input]
+        wanted = ir_dtype(link.dtype)
+        if source.dtype != wanted:
+            source = tape.op("Cast", [source], {"to": wanted})
+            source.shape, source.type = shared[link.shared_input].shape, ir.TensorType(wanted)
+        own = inputs[link.member_input]
+        own.replace_all_uses_with(source, replace_graph_outputs=True)
+        output = source if output is own else output
+    return output
+
+
+def free_prefix(member: Member, contract: Contract) -> str:
+    """Return ``member/``, with as many strokes as it takes for no input or output of the fused graph to begin so."""
+    prefix = f"{member.name}/"
+    while any(spec.name.startswith(prefix) for spec in (*contract.inputs, *contract.outputs)):
+        prefix += "/"
+    return prefix
+
+
+def _shared_symbols(inputs: Iterable[ir.Value], member: Member, shared: Mapping[str, ir.Value]) -> dict[str, str]:
+    """Map the member's names of input dimensions to the fused graph's, so that equal dimensions are seen as equal."""
+    links = {link.member_input: link.shared_input for link in member.input_links}
+    symbols: dict[str, str] = {}
+    for value in inputs:
+        target = shared[links[value.name or ""]]
+        for own, other in zip(value.shape or (), target.shape or (), strict=True):
+            if isinstance(own, ir.SymbolicDim) and own.value and isinstance(other, ir.SymbolicDim) and other.value:
+                symbols[own.value] = other.value
+    return symbols
+
+
+def _prefix_names(graph: ir.Graph, prefix: str, symbols: Mapping[str, str]) -> None:
+    """Rename every node, value and dimension of ``graph`` and its subgraphs; node names then tell the member."""
+    for position, node in enumerate(graph.all_nodes()):
+        node.name = f"{prefix}{node.name or f'{node.op_type}_{position}'}"
+        for value in node.outputs:
+            _rename(value, prefix, symbols)
+    for part in (graph, *graph.subgraphs()):
+        initializers = list(part.initializers.values())
+        part.initializers.clear()  # kept under their names, so that one could not take a name that another still has
+        for value in (*part.inputs, *initializers):
+            _rename(value, prefix, symbols)
+        for value in initializers:
+            part.register_initializer(value)
+
+
+def _rename(value: ir.Value, prefix: str, symbols: Mapping[str, str]) -> None:
+    if value.name:
+        value.name = f"{prefix}{value.name}"
+    if value.shape is not None and not value.shape.is_static():
+        shape = value.shape.copy()
+        for axis, dim in enumerate(shape):
+            if isinstance(dim, ir.SymbolicDim) and dim.value:
+                shape[axis] = symbols.get(dim.value, f"{prefix}{dim.value}")
+        value.shape = shape
+
+
+def take_apart(graph: ir.Graph) -> None:
+    """Release nodes and weights, so that another graph may own them."""
+    graph.outputs.clear()
+    graph.remove(list(graph))
+    graph.initializers.clear()
