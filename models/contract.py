@@ -61,6 +61,11 @@ class ImagePreprocessing:
         if any(value == 0 for value in self.std):
             raise ContractError(f"image std is {self.std}, expected no zeros: pixels are divided by it")
 
+    @property
+    def is_raw(self) -> bool:
+        """True where pixels are taken as they are, from 0 to 255."""
+        return self.scale == 1 and not any(self.mean) and all(value == 1 for value in self.std)
+
 
 @dataclass(frozen=True)
 class TextPreprocessing:
@@ -208,6 +213,8 @@ def _tensor_spec(record: Mapping[str, Any]) -> TensorSpec:
 def random_inputs(contract: Contract, batch_size: int, rng: np.random.Generator, sequence_length: int = 12) -> dict[str, Array]:
     """Draw fresh inputs that the contract allows: standard normal floats, uniform ids and pixels, masks with padding.
 
+    Floats that the contract calls pixels without scaling are whole numbers from 0 to 255, as pictures give them.
+
     The first dimension becomes ``batch_size`` where it is symbolic; every other symbolic dimension becomes
     ``sequence_length``, the same for all inputs.
     """
@@ -218,6 +225,8 @@ def _random_array(spec: TensorSpec, batch_size: int, rng: np.random.Generator, s
     sizes = [batch_size] + [sequence_length] * len(spec.shape)
     shape = [dim if isinstance(dim, int) else size for dim, size in zip(spec.shape, sizes, strict=False)]
     dtype = np.dtype(spec.dtype)
+    if dtype.kind == "f" and isinstance(spec.preprocessing, ImagePreprocessing) and spec.preprocessing.is_raw:
+        return rng.integers(0, 256, shape).astype(dtype)
     if dtype.kind == "f":
         return rng.standard_normal(shape).astype(dtype)
     if dtype.kind in "biu" and "mask" in spec.name:

@@ -21,7 +21,7 @@ from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Contract, Dim
 from monograph.models.files import STAGING_PREFIX, publish, sha256_of_files, staging_folder
 from monograph.models.inference import infer_contract
 
-_LARGEST_INLINE_BYTES = 1_900_000_000
+LARGEST_INLINE_BYTES = 1_900_000_000
 """Protobuf ends at 2 GiB; the rest of the graph needs some room."""
 
 
@@ -224,7 +224,7 @@ def _save(model: ir.Model, path: Path) -> None:
         for value in graph.initializers.values()
         if value.const_value is not None
     )
-    if size_bytes > _LARGEST_INLINE_BYTES:
+    if size_bytes > LARGEST_INLINE_BYTES:
         # The name of the folder is random: a new version never overwrites the data that the old model file still reads.
         ir.save(model, path, external_data=f"{path.name}.{path.parent.name.removeprefix(STAGING_PREFIX)}.data")
         return

@@ -67,8 +67,12 @@ class ModelConfig(_Strict):
 class FuseConfig(_Strict):
     """How the members become one graph."""
 
-    combine: Literal["logits", "probs", "mean"] | None = None
-    """None takes what fits the members' kinds."""
+    combine: Literal["auto", "logits", "probs", "geometric", "vote", "stack", "mean", "concat"] | None = None
+    """None takes what fits the members' kinds; `auto` chooses on the validation rows."""
+    calibrate: bool = False
+    """Fit a temperature for each member on the validation rows."""
+    search: Literal["nll", "greedy"] = "nll"
+    """How `weights: fit` chooses: at the minimum of the loss, or member by member."""
     weights: Literal["fit", "equal"] | dict[str, float] = "fit"
     """`fit` chooses them on the validation rows; or one weight a member."""
 

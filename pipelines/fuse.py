@@ -4,108 +4,168 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypedDict, Unpack
 
 from monograph.errors import ConfigError, FusionError
-from monograph.export.fusion import Fused, FusionPlan, fit_fusion, fuse, plan_fusion
+from monograph.export.fusion import Cost, Fused, FusionPlan, estimate_cost, fit_fusion, fuse, plan_fusion
+from monograph.export.fusion.align import class_leader
+from monograph.export.fusion.fit import AUTO
 from monograph.export.fusion.plan import member_names
 from monograph.export.parity import TOLERANCE
+from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.models.sources import Scheme, parse_source
 from monograph.pipelines.data import DataSpec, as_data_spec
 from monograph.pipelines.export import checked_output, export_model, rows_for
 
 
-@dataclass(frozen=True)
-class Choices:
+class Choices(TypedDict, total=False):
     """What the user decides about a fusion; all of it has a default."""
 
-    weights: Sequence[float] | None = None
+    weights: Sequence[float] | None
     """One a member, summing to 1; equal ones by default."""
-    normalize: bool = False
+    normalize: bool
     """Scale ``weights`` to sum to 1, whatever their sum."""
-    fit: str | DataSpec | None = None
+    fit: str | DataSpec | None
     """DATA with labels on which to choose the weights; not the rows you will test on."""
-    combine: str | None = None
-    """``logits``, ``probs`` or ``mean``; by default what fits the members' kinds."""
+    combine: str | None
+    """A form, ``auto`` to have one chosen on the rows of ``fit``, or None for what fits the members' kinds."""
+    search: str
+    """How ``fit`` chooses weights: ``nll``, at the minimum of the loss, or ``greedy``, member by member."""
+    calibrate: bool
+    """Fit a temperature for each member on the rows of ``fit`` before anything is mixed."""
+    temperatures: Sequence[float] | None
+    """One a member, by which its logits are divided."""
+    share: bool
+    """Run equal parts of members once; True by default."""
 
 
 def fuse_models(
     models: Sequence[str | Path],
     output: str | Path,
     *,
-    weights: Sequence[float] | None = None,
-    normalize: bool = False,
-    fit: str | DataSpec | None = None,
-    combine: str | None = None,
     data: str | DataSpec | None = None,
     tolerance: float = TOLERANCE,
+    **choices: Unpack[Choices],
 ) -> Fused:
-    """Fuse ``models`` into the ONNX file ``output``, proven equal to the members run apart at batch 1, 2 and 5.
+    """Fuse ``models`` into the ONNX file ``output``, proven equal to the members run apart.
 
     Args:
         models: ONNX files, or other sources, which are exported first.
         output: where to write.
-        weights: one a member, summing to 1; equal ones by default.
-        normalize: scale ``weights`` to sum to 1, whatever their sum.
-        fit: DATA with labels on which to choose the weights; not the rows you will test on.
-        combine: ``logits``, ``probs`` or ``mean``; by default what fits the members' kinds.
         data: DATA whose rows the proof runs on; the rows of ``fit``, or else fresh random ones, by default.
         tolerance: largest absolute error allowed, as a share of the largest absolute reference value.
+        choices: see :class:`Choices`.
 
     Raises:
         InputError: a model, the weights or the data cannot be used.
         ParityError: the fused graph would not compute what the members do; nothing is written.
     """
     path = checked_output(output)
-    with _planned(models, Choices(weights, normalize, fit, combine)) as (plan, files):
-        if path.resolve() in {file.path.resolve() for file in files}:
-            raise ConfigError(f"output {path} is one of the members: choose another name")
-        rows = rows_for(data or fit, files[0].contract, files[0].tokenizer_json)
+    with _planned(models, choices) as (plan, files):
+        check_output_is_new(path, [file.path for file in files])
+        rows = rows_for(data or choices.get("fit"), plan.contract, plan.tokenizer_json)
         return fuse(plan, path, rows=rows, tolerance=tolerance)
 
 
-def plan_models(
-    models: Sequence[str | Path],
-    *,
-    weights: Sequence[float] | None = None,
-    normalize: bool = False,
-    fit: str | DataSpec | None = None,
-    combine: str | None = None,
-) -> FusionPlan:
-    """Return what :func:`fuse_models` would build from the same arguments; nothing is written.
+def plan_models(models: Sequence[str | Path], **choices: Unpack[Choices]) -> tuple[FusionPlan, Cost]:
+    """Return what :func:`fuse_models` would build from the same arguments, and what it would cost; nothing is written.
 
     Raises:
         InputError: a model, the weights or the data cannot be used.
     """
-    with _planned(models, Choices(weights, normalize, fit, combine)) as (plan, _):
-        return plan
+    with _planned(models, choices) as (plan, _):
+        return plan, estimate_cost(plan)
 
 
 @contextmanager
 def _planned(models: Sequence[str | Path], choices: Choices) -> Iterator[tuple[FusionPlan, list[OnnxFile]]]:
     """Yield the plan and its members; those that had to be exported first live as long as the block."""
-    if len(models) < 2:
-        raise FusionError(f"{len(models)} model given: a fusion needs two or more members")
-    if choices.fit is not None and choices.weights is not None:
-        raise ConfigError("--weights and --fit exclude each other: give the weights or have them fitted")
-    with TemporaryDirectory(prefix="monograph-members-") as folder:
-        files = [_as_onnx(str(model), Path(folder) / str(index)) for index, model in enumerate(models)]
+    _check(choices)
+    with members_as_onnx(models) as files:
         fit = None
-        if (spec := as_data_spec(choices.fit)) is not None:
-            rows = [spec.load(file.contract, file.tokenizer_json, needs_labels=True) for file in files]
-            fit = fit_fusion(files, rows, choices.combine)
+        if (spec := as_data_spec(choices.get("fit"))) is not None:
+            rows = labelled_rows(spec, files)
+            fit = fit_fusion(
+                files,
+                rows,
+                choices.get("combine"),
+                temperature=choices.get("calibrate", False),
+                search=choices.get("search", "nll"),
+            )
         plan = plan_fusion(
             files,
             names=member_names([file.path for file in files]),
-            weights=choices.weights,
-            normalize=choices.normalize,
-            combine=choices.combine,
+            weights=choices.get("weights"),
+            normalize=choices.get("normalize", False),
+            combine=choices.get("combine"),
+            temperatures=choices.get("temperatures"),
             fit=fit,
+            share=choices.get("share", True),
         )
         yield plan, files
+
+
+@contextmanager
+def members_as_onnx(models: Sequence[str | Path]) -> Iterator[list[OnnxFile]]:
+    """Yield the members as ONNX files; those that had to be exported first live as long as the block.
+
+    Raises:
+        InputError: there is none to fuse with, or one cannot be used.
+    """
+    if len(models) < 2:
+        raise FusionError(f"{len(models)} model given: a fusion needs two or more members")
+    with TemporaryDirectory(prefix="monograph-members-") as folder:
+        yield [_as_onnx(str(model), Path(folder) / str(index)) for index, model in enumerate(models)]
+
+
+def labelled_rows(spec: DataSpec, files: Sequence[OnnxFile]) -> list[Rows]:
+    """Return the labelled rows of DATA, read once for each member.
+
+    A member that lacks classes cannot number the labels itself: they are read as the one that has them all does.
+
+    Raises:
+        InputError: the data cannot be used, or has no labels.
+    """
+    leader = files[class_leader([file.contract for file in files]) or 0].contract
+    every = set(leader.class_names or ())
+    rows = []
+    for file in files:
+        lacking = set(file.contract.class_names or every) < every
+        contract = replace(file.contract, class_names=leader.class_names, outputs=leader.outputs) if lacking else file.contract
+        rows.append(spec.load(contract, file.tokenizer_json, needs_labels=True))
+    return rows
+
+
+def check_output_is_new(path: Path, members: Sequence[Path]) -> None:
+    """Refuse to write over a member.
+
+    Raises:
+        ConfigError: ``path`` is one of ``members``.
+    """
+    if path.resolve() in {member.resolve() for member in members}:
+        raise ConfigError(f"output {path} is one of the members: choose another name")
+
+
+def _check(choices: Choices) -> None:
+    fitted = choices.get("fit") is not None
+    if fitted and choices.get("weights") is not None:
+        raise ConfigError("--weights and --fit exclude each other: give the weights or have them fitted")
+    if choices.get("calibrate") and choices.get("temperatures") is not None:
+        raise ConfigError("--temperatures and --calibrate exclude each other: give the temperatures or have them fitted")
+    if fitted and choices.get("temperatures") is not None:
+        raise ConfigError("--temperatures and --fit exclude each other: have them fitted with --calibrate")
+    if not fitted:
+        for wanted, option in (
+            (choices.get("combine") == AUTO, "--combine auto"),
+            (choices.get("calibrate", False), "--calibrate"),
+            (choices.get("search", "nll") != "nll", "--search"),
+        ):
+            if wanted:
+                raise ConfigError(f"{option} learns from labelled validation rows: give them by --fit DATA")
 
 
 def _as_onnx(model: str, folder: Path) -> OnnxFile:

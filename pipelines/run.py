@@ -228,9 +228,12 @@ def _fuse(run: _Run, exported: Mapping[str, Path], data: Mapping[str, Path]) -> 
 
         files = [read_onnx(path / f"{name}.onnx") for name, path in exported.items()]
         rows = [Rows.load(data[name] / "validation.npz") for name in exported]
-        fit = fit_fusion(files, rows, choice.combine) if choice.weights == "fit" else None
+        fit = None
+        if choice.weights == "fit":
+            fit = fit_fusion(files, rows, choice.combine, temperature=choice.calibrate, search=choice.search)
         weights = _given_weights(choice.weights, list(exported))
         plan = plan_fusion(files, names=list(exported), weights=weights, combine=choice.combine, fit=fit)
+        _check_takes_the_members_rows(plan.contract, files[0].contract)
         fused = fuse(plan, folder / "fused.onnx", rows=rows[0])
         record = FusedRecord(
             form=plan.form,
@@ -245,6 +248,15 @@ def _fuse(run: _Run, exported: Mapping[str, Path], data: Mapping[str, Path]) -> 
         run.workspace.progress.update(1, 1, ", ".join(f"{member.weight:.2f} {member.name}" for member in plan.members))
 
     return run.workspace.step("fuse", parameters, work)
+
+
+def _check_takes_the_members_rows(fused: Contract, first: Contract) -> None:
+    """The rows of a pipeline are prepared once; a fused graph that takes raw pixels instead would misread them."""
+    if [(spec.name, spec.preprocessing) for spec in fused.inputs] != [(spec.name, spec.preprocessing) for spec in first.inputs]:
+        raise ConfigError(
+            "the models of a pipeline must prepare their inputs alike, for they share its rows: give them one preprocessing, "
+            "or fuse the exported files by `monograph fuse`, which adapts them"
+        )
 
 
 def _given_weights(weights: str | dict[str, float], names: list[str]) -> list[float] | None:

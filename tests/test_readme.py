@@ -31,13 +31,14 @@ def test_the_python_example(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_commands(tmp_path: Path) -> None:
     commands = [line for block in _blocks("sh") for line in block.splitlines() if line.startswith("monograph ")]
-    assert [shlex.split(command)[1] for command in commands] == ["export", "export", "fuse", "measure", "targets"]
+    assert [shlex.split(command)[1] for command in commands] == ["export", "export", "fuse", "measure", "targets", "fuse"]
     for command in commands:
         done = subprocess.run(
             [sys.executable, "-m", *shlex.split(command)], cwd=tmp_path, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, (command, done.stderr)
     assert (tmp_path / "fused.onnx").exists()
+    assert (tmp_path / "cascade.onnx").exists()
 
 
 def test_the_test_command_is_what_ci_runs() -> None:

@@ -5,22 +5,27 @@ onnx-ir's graphs are made of objects, not names, so a merge is a matter of movin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import Sequential
 from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 from onnx_ir.tape import Tape
 
 from monograph.errors import FusionError
-from monograph.export.fusion.forms import FORMS, Form, emit_weighted_sum
-from monograph.export.fusion.members import detach, free_prefix, ir_dtype, load_member, take_apart
+from monograph.export.fusion.align import MISSING, missing_value
+from monograph.export.fusion.forms import FORMS, Form
+from monograph.export.fusion.members import Prepared, detach, free_prefix, ir_dtype, load_member, take_apart
 from monograph.export.fusion.plan import FusionPlan, Member
+from monograph.export.fusion.sharing import Sharing, share_subgraphs
 from monograph.models.contract import TensorSpec
 
 _OLDEST_IR_VERSION = 8
 
 
-def build_graph(plan: FusionPlan) -> ir.Model:
-    """Build the fused graph of ``plan``; weights of members stay on disk until the graph is saved.
+def build_graph(plan: FusionPlan) -> tuple[ir.Model, Sharing | None]:
+    """Build the fused graph of ``plan``, and say what sharing saved; weights of members stay on disk until it is saved.
 
     Raises:
         FusionError: a member cannot be brought to the plan's opset, or members need two versions of one custom domain.
@@ -33,17 +38,17 @@ def build_graph(plan: FusionPlan) -> ir.Model:
     opsets: dict[str, int] = {"": plan.opset}
     ir_version = _OLDEST_IR_VERSION
     converted: list[ir.Value] = []
+    prepared: Prepared = {}
     for member in plan.running:
         model = load_member(member, plan.opset)
         ir_version = max(ir_version, model.ir_version)
         _merge_opsets(opsets, model, member)
-        output = detach(model, member, shared, tape, prefix=free_prefix(member, plan.contract))
+        output = detach(model, member, shared, tape, prefix=free_prefix(member, plan.contract), prepared=prepared)
         nodes += list(model.graph)
         initializers += list(model.graph.initializers.values())
         take_apart(model.graph)
-        converted.append(_emit_member(tape, output, member, form))
-    fused = emit_weighted_sum(tape, converted, [m.weight for m in plan.running], [m.name for m in plan.running])
-    fused = _emit_output(tape, fused, plan)
+        converted.append(_emit_member(tape, output, member, form, rank=len(plan.contract.output.shape)))
+    fused = _emit_output(tape, form.emit_combination(tape, converted, plan.mixing), plan)
     _name_new_nodes(tape)
     graph = ir.Graph(
         inputs=list(shared.values()),
@@ -57,7 +62,7 @@ def build_graph(plan: FusionPlan) -> ir.Model:
     graph.sort()
     fused_model = ir.Model(graph, ir_version=ir_version, producer_name="monograph")
     Sequential(RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())(fused_model)
-    return fused_model
+    return fused_model, share_subgraphs(fused_model) if plan.share else None
 
 
 def _graph_input(spec: TensorSpec) -> ir.Value:
@@ -73,16 +78,29 @@ def _merge_opsets(opsets: dict[str, int], model: ir.Model, member: Member) -> No
             )
 
 
-def _emit_member(tape: Tape, output: ir.Value, member: Member, form: Form) -> ir.Value:
-    """Bring one member's output to float32, to the fused class order and into the form's space."""
+def _emit_member(tape: Tape, output: ir.Value, member: Member, form: Form, rank: int) -> ir.Value:
+    """Bring one member's output to float32, to its temperature, to the fused class order and into the form's space."""
     if output.dtype is not ir.DataType.FLOAT:
         output = tape.op("Cast", [output], {"to": ir.DataType.FLOAT})
+    if member.temperature != 1:
+        divisor = ir.tensor(np.array(member.temperature, np.float32), name=f"fusion/temperature/{member.name}")
+        output = tape.op("Div", [output, tape.initializer(divisor)])
     if member.class_positions is not None:
-        positions = tape.initializer(
-            ir.tensor(list(member.class_positions), ir.DataType.INT64, name=f"fusion/classes/{member.name}")
-        )
-        output = tape.op("Gather", [output, positions], {"axis": -1})
+        output = _emit_class_order(tape, output, member.class_positions, member, rank)
     return form.emit_conversion(tape, output, member.kind)
+
+
+def _emit_class_order(tape: Tape, output: ir.Value, class_positions: Sequence[int], member: Member, rank: int) -> ir.Value:
+    """Bring ``[..., c]`` into the fused class order; classes that the member lacks are read from one more column."""
+    known_count = sum(position != MISSING for position in class_positions)
+    if known_count < len(class_positions):
+        widths = np.array([0] * (2 * rank - 1) + [1], np.int64)
+        pads = tape.initializer(ir.tensor(widths, name=f"fusion/class_padding/{member.name}"))
+        value = ir.tensor(np.array(missing_value(member.kind), np.float32), name=f"fusion/class_missing/{member.name}")
+        output = tape.op("Pad", [output, pads, tape.initializer(value)])
+    columns = [known_count if position == MISSING else position for position in class_positions]
+    positions = tape.initializer(ir.tensor(columns, ir.DataType.INT64, name=f"fusion/classes/{member.name}"))
+    return tape.op("Gather", [output, positions], {"axis": -1})
 
 
 def _emit_output(tape: Tape, fused: ir.Value, plan: FusionPlan) -> ir.Value:

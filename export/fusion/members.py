@@ -13,6 +13,8 @@ from onnx_ir.tape import Tape
 from onnxscript.version_converter import ConvertVersionPass
 
 from monograph.errors import FusionError
+from monograph.export.fusion.adapters import Step
+from monograph.export.fusion.align import InputLink
 from monograph.export.fusion.plan import Member
 from monograph.models.contract import Contract
 from monograph.models.onnx_file import load_graph
@@ -70,19 +72,30 @@ def _root_cause(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def detach(model: ir.Model, member: Member, shared: Mapping[str, ir.Value], tape: Tape, prefix: str) -> ir.Value:
-    """Give the member names of its own, connect it to the shared inputs, and return its primary output."""
+Prepared = dict[tuple[str, tuple[Step, ...]], ir.Value]
+"""What has been made of the shared inputs so far: by the name of the input and the steps that it went through."""
+
+
+def detach(
+    model: ir.Model,
+    member: Member,
+    shared: Mapping[str, ir.Value],
+    tape: Tape,
+    prefix: str,
+    prepared: Prepared | None = None,
+) -> ir.Value:
+    """Give the member names of its own, connect it to the shared inputs, and return its primary output.
+
+    Steps that stand in ``prepared`` already are not emitted again; those that are emitted are added to it.
+    """
+    prepared = {} if prepared is None else prepared
     graph = model.graph
     inputs = {value.name: value for value in graph.inputs}
     output = next(value for value in graph.outputs if value.name == member.output)
-    symbols = _shared_symbols(inputs.values(), member, shared)
-    _prefix_names(graph, prefix, symbols)
+    fed = {link.member_input: _feed(link, shared, tape, prepared) for link in member.input_links}
+    _prefix_names(graph, prefix, _shared_symbols(inputs.values(), fed))
     for link in member.input_links:
-        source = shared[link.shared_input]
-        wanted = ir_dtype(link.dtype)
-        if source.dtype != wanted:
-            source = tape.op("Cast", [source], {"to": wanted})
-            source.shape, source.type = shared[link.shared_input].shape, ir.TensorType(wanted)
+        source = fed[link.member_input]
         own = inputs[link.member_input]
         own.replace_all_uses_with(source, replace_graph_outputs=True)
         output = source if output is own else output
@@ -97,12 +110,22 @@ def free_prefix(member: Member, contract: Contract) -> str:
     return prefix
 
 
-def _shared_symbols(inputs: Iterable[ir.Value], member: Member, shared: Mapping[str, ir.Value]) -> dict[str, str]:
-    """Map the member's names of input dimensions to the fused graph's, so that equal dimensions are seen as equal."""
-    links = {link.member_input: link.shared_input for link in member.input_links}
+def _feed(link: InputLink, shared: Mapping[str, ir.Value], tape: Tape, prepared: Prepared) -> ir.Value:
+    """Return what the member is fed for one of its inputs."""
+    value = shared[link.shared_input]
+    for position, step in enumerate(link.steps):
+        key = (link.shared_input, link.steps[: position + 1])
+        if key not in prepared:
+            prepared[key] = step.emit(tape, value)
+        value = prepared[key]
+    return value
+
+
+def _shared_symbols(inputs: Iterable[ir.Value], fed: Mapping[str, ir.Value]) -> dict[str, str]:
+    """Map the member's names of input dimensions to those of what it is fed, so that equal dimensions are seen as equal."""
     symbols: dict[str, str] = {}
     for value in inputs:
-        target = shared[links[value.name or ""]]
+        target = fed[value.name or ""]
         for own, other in zip(value.shape or (), target.shape or (), strict=True):
             if isinstance(own, ir.SymbolicDim) and own.value and isinstance(other, ir.SymbolicDim) and other.value:
                 symbols[own.value] = other.value

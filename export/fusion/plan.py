@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from monograph.errors import FusionError
-from monograph.export.fusion.align import InputLink, align_classes, share_inputs, unify_output_shape
-from monograph.export.fusion.forms import FORMS, Form
+from monograph.export.fusion.align import MISSING, InputLink, align_classes, input_notes, share_inputs, unify_output_shape
+from monograph.export.fusion.forms import FORMS, Form, Mixing
 from monograph.export.fusion.weights import WeightFit, check_weights
-from monograph.models.contract import Contract, Kind, TensorSpec
+from monograph.models.contract import Contract, Dim, Kind, TensorSpec
 from monograph.models.onnx_file import OnnxFile
 
 _OLDEST_OPSET = 13
@@ -38,6 +39,8 @@ class Member:
     input_links: tuple[InputLink, ...]
     class_positions: tuple[int, ...] | None
     """Where each class of the fused order stands in this member's output; None where the order is the same."""
+    temperature: float = 1.0
+    """Its logits are divided by it before anything else."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,20 @@ class FusionPlan:
     tokenizer_json: str | None
     notes: tuple[str, ...]
     """What was assumed or decided, each a sentence for the user."""
+    share: bool = True
+    """Run what several members compute alike once."""
 
     @property
     def running(self) -> tuple[Member, ...]:
         """The members that the graph will hold: those of weight 0 are left out."""
         return tuple(member for member in self.members if member.weight > 0)
+
+    @property
+    def mixing(self) -> Mixing:
+        """The numbers by which the running members are combined."""
+        running = self.running
+        stacking = self.fit.stacking if self.fit else None
+        return Mixing(tuple(member.name for member in running), tuple(member.weight for member in running), stacking)
 
     def describe(self) -> str:
         """Return the plan as text for people."""
@@ -66,22 +78,27 @@ class FusionPlan:
         lines += [f"  inputs   {', '.join(spec.describe() for spec in self.contract.inputs)}"]
         lines += [f"  output   {self.contract.output.describe()}, {self.contract.kind.value}"]
         for member in self.members:
-            changes = [f"cast {link.member_input} to {link.dtype}" for link in member.input_links if self._is_cast(link)]
-            changes += ["classes reordered"] if member.class_positions else []
+            changes = [change for link in member.input_links for change in link.describe()]
+            changes += _class_changes(member)
+            changes += [f"logits divided by temperature {member.temperature:.4g}"] if member.temperature != 1 else []
             changes += [f"opset {member.opset} to {self.opset}"] if member.opset != self.opset else []
             lines.append(f"  {member.weight:.4f} x {member.name}" + (f"  ({', '.join(changes)})" if changes else ""))
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
-    def _is_cast(self, link: InputLink) -> bool:
-        return next(spec.dtype for spec in self.contract.inputs if spec.name == link.shared_input) != link.dtype
-
     def to_json(self) -> str:
         """Return what goes under the metadata key ``monograph.fusion``: members with digests, weights and the form."""
         members = [
-            {"name": member.name, "file": member.path.name, "sha256": member.sha256, "weight": member.weight}
+            {
+                "name": member.name,
+                "file": member.path.name,
+                "sha256": member.sha256,
+                "weight": member.weight,
+                "temperature": member.temperature,
+            }
             for member in self.members
         ]
-        return json.dumps({"form": self.form, "members": members, "fit": asdict(self.fit) if self.fit else None})
+        fit = asdict(replace(self.fit, stacking=None)) if self.fit else None  # the combiner's weights stand in the graph
+        return json.dumps({"form": self.form, "members": members, "fit": fit})
 
 
 def plan_fusion(
@@ -91,11 +108,14 @@ def plan_fusion(
     weights: Sequence[float] | None = None,
     combine: str | None = None,
     normalize: bool = False,
+    temperatures: Sequence[float] | None = None,
     fit: WeightFit | None = None,
+    share: bool = True,
 ) -> FusionPlan:
     """Decide how to fuse ``files``: shared inputs, class order, form, weights.
 
-    ``combine`` None means logits where all members give logits, else probabilities, else (no classes) the mean.
+    ``combine`` None means logits where all members give logits of the same classes, else probabilities, else (no
+    classes) the mean. ``fit`` brings weights, temperatures and form of its own.
 
     Raises:
         FusionError: they cannot be fused, or the weights cannot be used.
@@ -104,14 +124,32 @@ def plan_fusion(
         raise FusionError(f"{len(files)} member: a fusion needs two or more")
     names = member_names([file.path for file in files]) if names is None else _checked_names(names, len(files))
     contracts = [file.contract for file in files]
-    form = choose_form(contracts, names, combine)
+    form = choose_form(contracts, names, fit.form if fit and fit.form else combine)
     shared, links = share_inputs(contracts, names)
     class_names, class_positions = align_classes(contracts, names)
-    shape = unify_output_shape(contracts, names)
+    lacking = any(MISSING in positions for positions in class_positions if positions)
+    shape = unify_output_shape(
+        contracts, names, class_count=len(class_names or ()) if lacking else None, joins_features=form.joins_features
+    )
+    _check_form(form, shape, weights, fit, names)
     checked = check_weights(fit.weights if fit else weights, len(files), normalize=normalize)
+    divisors = check_temperatures(fit.temperatures if fit else temperatures, contracts, names)
     members = tuple(
-        Member(name, file.path, file.sha256, file.opset, weight, file.contract.kind, file.contract.output.name, link, positions)
-        for name, file, weight, link, positions in zip(names, files, checked, links, class_positions, strict=True)
+        Member(
+            name,
+            file.path,
+            file.sha256,
+            file.opset,
+            weight,
+            file.contract.kind,
+            file.contract.output.name,
+            link,
+            positions,
+            divisor,
+        )
+        for name, file, weight, link, positions, divisor in zip(
+            names, files, checked, links, class_positions, divisors, strict=True
+        )
     )
     kind = form.output_kind(contracts[0].kind)
     output_name = _output_name(kind.value if kind.has_classes else contracts[0].output.name, shared)
@@ -125,8 +163,9 @@ def plan_fusion(
         rounding=_FLOAT16_ROUNDING if halves else 0.0,
         fit=fit,
         tokenizer_json=_common_tokenizer(files, names),
-        notes=_notes(contracts, members, weights, fit)
+        notes=_notes(contracts, members, shared, weights, fit)
         + tuple(f"{name} gives float16: the proof allows for its rounding, {_FLOAT16_ROUNDING:.2g} of scale" for name in halves),
+        share=share,
     )
 
 
@@ -137,19 +176,74 @@ def choose_form(contracts: Sequence[Contract], names: Sequence[str], combine: st
         FusionError: there is no such form, or a member's output is of a kind that it cannot take.
     """
     kinds = {contract.kind for contract in contracts}
+    subset = _some_lack_classes(contracts)
     if combine is None:
-        combine = "logits" if kinds == {Kind.LOGITS} else "probs" if kinds <= {Kind.LOGITS, Kind.PROBABILITIES} else "mean"
+        classify = kinds <= {Kind.LOGITS, Kind.PROBABILITIES}
+        combine = "logits" if kinds == {Kind.LOGITS} and not subset else "probs" if classify else "mean"
     if combine not in FORMS:
         raise FusionError(f"unknown form {combine!r}: choose --combine from {', '.join(FORMS)}")
     form = FORMS[combine]
     for contract, name in zip(contracts, names, strict=True):
         if contract.kind not in form.kinds:
             fitting = [other.name for other in FORMS.values() if kinds <= set(other.kinds)]
-            remedy = f"use --combine {' or '.join(fitting)}" if fitting else "members must give outputs of one kind"
+            remedy = f"use --combine {_either(fitting)}" if fitting else "members must give outputs of one kind"
             raise FusionError(f"{name} gives {contract.kind.value}, which --combine {combine} cannot take: {remedy}")
+    if subset and not form.takes_subsets:
+        able = _either([other.name for other in FORMS.values() if other.takes_subsets])
+        raise FusionError(
+            f"some members lack classes that others have, which --combine {form.name} cannot take: use --combine {able}"
+        )
     if len(kinds) > 1 and form.name == "mean":
         raise FusionError(f"members give {', '.join(sorted(kinds))}: outputs of different kinds have no common mean")
     return form
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join([part for part in (", ".join(names[:-1]), names[-1]) if part])
+
+
+def _some_lack_classes(contracts: Sequence[Contract]) -> bool:
+    named = [frozenset(contract.class_names) for contract in contracts if contract.class_names]
+    return any(names < max(named, key=len) for names in named)
+
+
+def _check_form(
+    form: Form, shape: Sequence[Dim], weights: Sequence[float] | None, fit: WeightFit | None, names: Sequence[str]
+) -> None:
+    if form.joins_features and weights is not None:
+        raise FusionError(f"--combine {form.name} puts outputs side by side and takes no weights: leave them out")
+    if form.name == "stack" and (fit is None or fit.stacking is None):
+        raise FusionError("--combine stack is a combiner that is fitted: give labelled validation rows by --fit DATA")
+    if form.name == "stack" and len(shape) != 2:
+        raise FusionError(f"{names[0]} gives {len(shape)} dimensions, --combine stack takes one row of classes a row: use probs")
+
+
+def check_temperatures(
+    temperatures: Sequence[float] | None, contracts: Sequence[Contract], names: Sequence[str]
+) -> tuple[float, ...]:
+    """Return one temperature a member: ones where none are given.
+
+    Raises:
+        FusionError: there are not as many as members, one is not positive and finite, or a member that gives no logits
+            has another than 1.
+    """
+    if temperatures is None:
+        return (1.0,) * len(names)
+    if len(temperatures) != len(names):
+        raise FusionError(f"{len(temperatures)} temperatures for {len(names)} members: give one a member")
+    for temperature, contract, name in zip(temperatures, contracts, names, strict=True):
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise FusionError(f"{name} has temperature {temperature:g}, expected a positive number: logits are divided by it")
+        if temperature != 1 and contract.kind is not Kind.LOGITS:
+            raise FusionError(f"{name} gives {contract.kind.value}: only logits have a temperature; give 1 for it")
+    return tuple(map(float, temperatures))
+
+
+def _class_changes(member: Member) -> list[str]:
+    if member.class_positions is None:
+        return []
+    lacking = sum(position == MISSING for position in member.class_positions)
+    return [f"lacks {lacking} of {len(member.class_positions)} classes" if lacking else "classes reordered"]
 
 
 def member_names(paths: Sequence[Path]) -> tuple[str, ...]:
@@ -188,26 +282,39 @@ def _output_name(name: str, inputs: Sequence[TensorSpec]) -> str:
 
 
 def _common_tokenizer(files: Sequence[OnnxFile], names: Sequence[str]) -> str | None:
-    tokenizers = {file.tokenizer_json for file in files if file.tokenizer_json is not None}
-    if len(tokenizers) > 1:
+    tokenizers = [file.tokenizer_json for file in files if file.tokenizer_json is not None]
+    apart = [_without_length(tokenizer) for tokenizer in tokenizers]
+    if len({tokenizer for tokenizer, _ in apart}) > 1:
         raise FusionError(
             f"{', '.join(names)} use different tokenizers: one id means different words to them, so they cannot share an input"
         )
-    return tokenizers.pop() if tokenizers else None
+    lengths = [length for _, length in apart]
+    return tokenizers[lengths.index(max(lengths))] if tokenizers else None
+
+
+def _without_length(tokenizer_json: str) -> tuple[str, int]:
+    """Return the tokenizer without the length at which it cuts, in which members may differ, and that length."""
+    try:
+        tokenizer = json.loads(tokenizer_json)
+    except ValueError:
+        return tokenizer_json, 0  # whoever reads rows by it will say so
+    truncation = tokenizer.get("truncation") if isinstance(tokenizer, dict) else None
+    length = truncation.pop("max_length", 0) if isinstance(truncation, dict) else 0
+    return json.dumps(tokenizer, sort_keys=True), length if isinstance(length, int) else 0
 
 
 def _notes(
-    contracts: Sequence[Contract], members: Sequence[Member], weights: Sequence[float] | None, fit: WeightFit | None
+    contracts: Sequence[Contract],
+    members: Sequence[Member],
+    shared: Sequence[TensorSpec],
+    weights: Sequence[float] | None,
+    fit: WeightFit | None,
 ) -> tuple[str, ...]:
     notes = [note for contract in contracts for note in contract.assumed]
     if weights is not None and fit is None and tuple(weights) != tuple(member.weight for member in members):
         written = ", ".join(f"{member.weight:.4g}" for member in members)
         notes.append(f"weights were scaled to sum to 1: {written}")
-    for member in members:
-        links = [(link.member_input, link.shared_input) for link in member.input_links]
-        if len(links) > 1 and {own for own, _ in links} != {other for _, other in links}:
-            matches = ", ".join(f"{own} to {other}" for own, other in links)
-            notes.append(f"inputs of {member.name} are matched by position: {matches}")
+    notes += input_notes(contracts, [member.name for member in members], shared, [member.input_links for member in members])
     if fit is not None:
         notes.append(f"weights {fit.describe()}")
     notes += [f"{member.name} has weight 0 and is left out of the graph" for member in members if member.weight == 0]

@@ -16,6 +16,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 
 from monograph.errors import FusionError
+from monograph.export.fusion.forms.form import Stacking
 
 Array = npt.NDArray[Any]
 _SUM_TOLERANCE = 0.01
@@ -60,12 +61,40 @@ class WeightFit:
     """Negative log-likelihood in nats, the mean over the rows fitted on; also of equal weights and of each member."""
     equal_weights_nll: float
     member_nll: tuple[float, ...]
+    form: str | None = None
+    """The form that was fitted; None takes what the plan is asked for."""
+    temperatures: tuple[float, ...] | None = None
+    stacking: Stacking | None = None
+    gain: Gain | None = None
 
     def describe(self) -> str:
         """Return one line for people."""
+        gain = f"; {self.gain.describe()}" if self.gain else ""
         return (
             f"fitted on {self.row_count} rows: NLL {self.nll:.4f} "
-            f"(equal weights {self.equal_weights_nll:.4f}, best member {min(self.member_nll):.4f})"
+            f"(equal weights {self.equal_weights_nll:.4f}, best member {min(self.member_nll):.4f}){gain}"
+        )
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a fusion gains over its best member on rows that its numbers were not fitted on."""
+
+    points: float
+    """Accuracy in points, with its 95% interval."""
+    low: float
+    high: float
+    luck_probability: float
+    """Share of bootstrap resamples in which nothing is gained."""
+    best_member: str
+    forms_tried: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """Return one clause for people."""
+        chosen = f"form chosen from {', '.join(self.forms_tried)}; " if len(self.forms_tried) > 1 else ""
+        return (
+            f"{chosen}held out, {self.points:+.2f} points [{self.low:+.2f}, {self.high:+.2f}] over {self.best_member}, "
+            f"{self.luck_probability:.0%} likely to be luck"
         )
 
 

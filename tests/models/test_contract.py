@@ -284,6 +284,14 @@ def test_random_floats_are_standard_normal():
     assert abs(array.std() - 1) < 0.02
 
 
+def test_random_floats_are_pixels_where_the_contract_takes_them_unscaled():
+    raw = TensorSpec("pixels", "float32", ("batch", 3, 16, 16), ImagePreprocessing(scale=1.0))
+    drawn = draw_one(raw)
+    assert np.array_equal(drawn, np.rint(drawn))
+    assert (drawn.min(), drawn.max()) == (0, 255)
+    assert draw_one(TensorSpec("pixels", "float32", ("batch", 3, 16, 16), ImagePreprocessing())).max() < 10
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_a_random_mask_is_ones_then_padding_and_its_first_row_is_full(seed: int):
     mask = draw_one(TensorSpec("attention_mask", "int64", ("batch", "sequence")), 20, seed, 9)

@@ -92,7 +92,7 @@ def names_in(folder: Path) -> list[str]:
 
 @pytest.fixture
 def inline_at_most_16_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_file, "_LARGEST_INLINE_BYTES", 16)
+    monkeypatch.setattr(onnx_file, "LARGEST_INLINE_BYTES", 16)
 
 
 def test_what_a_file_says_of_itself(tmp_path: Path, linear: onnx.ModelProto):
@@ -391,7 +391,7 @@ def test_a_refused_proof_leaves_the_old_file_and_nothing_beside_it(
     error: type[BaseException],
     large: bool,
 ):
-    monkeypatch.setattr(onnx_file, "_LARGEST_INLINE_BYTES", 16 if large else 1_000_000)
+    monkeypatch.setattr(onnx_file, "LARGEST_INLINE_BYTES", 16 if large else 1_000_000)
     target = tmp_path / "model.onnx"
     target.write_bytes(b"the old file")
 
@@ -492,7 +492,7 @@ def test_a_new_version_never_overwrites_the_data_that_the_old_model_reads(tmp_pa
 def test_the_limit_is_the_largest_size_that_is_inline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size_bytes: int, is_inline: bool
 ):
-    monkeypatch.setattr(onnx_file, "_LARGEST_INLINE_BYTES", size_bytes)
+    monkeypatch.setattr(onnx_file, "LARGEST_INLINE_BYTES", size_bytes)
     source = source_with_external_data(tmp_path / "source")
     write_onnx(load_graph(source), tmp_path / "new" / "model.onnx", {}, accept)
     assert len(names_in(tmp_path / "new")) == (1 if is_inline else 2)

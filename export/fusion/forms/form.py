@@ -20,6 +20,25 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
+class Stacking:
+    """A linear combiner over the members' log-probabilities, side by side: logits = [log p₁ … log pₘ]·W + b."""
+
+    coefficients: tuple[tuple[float, ...], ...]
+    """W ``[m·c, c]``."""
+    intercept: tuple[float, ...]
+    """b ``[c]``."""
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """The numbers of a fusion, for the members that run."""
+
+    names: tuple[str, ...]
+    weights: tuple[float, ...]
+    stacking: Stacking | None = None
+
+
+@dataclass(frozen=True)
 class Form:
     """One way to fuse: the same arithmetic twice, as ONNX nodes and, for the proof, in numpy."""
 
@@ -34,6 +53,14 @@ class Form:
     """Put one member's output ``float32 [b, c]`` into the space in which it is combined."""
     convert: Callable[[Array, Kind], Array]
     """The same in numpy, float64."""
+    emit_combination: Callable[[Tape, Sequence[ir.Value], Mixing], ir.Value]
+    """From the members' converted outputs, classes in the fused order, to the fused output."""
+    combine: Callable[[Sequence[Array], Mixing], Array]
+    """The same in numpy, float64."""
+    takes_subsets: bool = False
+    """True where a member that lacks some classes counts as 0 for them."""
+    joins_features: bool = False
+    """True where members' outputs may differ in their last dimension, over which they are put side by side."""
 
 
 def keep(tape: Tape, value: ir.Value, kind: Kind) -> ir.Value:
@@ -46,6 +73,16 @@ def keep_array(array: Array, kind: Kind) -> Array:
     """Leave a member's output as it is, in float64."""
     del kind
     return array.astype(np.float64)
+
+
+def emit_mean(tape: Tape, values: Sequence[ir.Value], mixing: Mixing) -> ir.Value:
+    """Emit O = Σ αᵢOᵢ."""
+    return emit_weighted_sum(tape, values, mixing.weights, mixing.names)
+
+
+def mean(arrays: Sequence[Array], mixing: Mixing) -> Array:
+    """Return O = Σ αᵢOᵢ in float64."""
+    return weighted_sum(arrays, mixing.weights)
 
 
 def emit_weighted_sum(tape: Tape, values: Sequence[ir.Value], weights: Sequence[float], names: Sequence[str]) -> ir.Value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from monograph.export.fusion.forms.form import Form, keep, keep_array
+from monograph.export.fusion.forms.form import Form, emit_mean, keep, keep_array, mean
 from monograph.models.contract import Kind
 
 WEIGHTED_MEAN = Form(
@@ -13,4 +13,6 @@ WEIGHTED_MEAN = Form(
     output_kind=lambda kind: kind,
     emit_conversion=keep,
     convert=keep_array,
+    emit_combination=emit_mean,
+    combine=mean,
 )

@@ -326,7 +326,7 @@ class TestNames:
         assert {name.split("/")[0] for name in names} == {"m1", "m2", "m3", "fusion"}
 
     def test_nodes_without_names_get_their_members_name(self, write_linear: WriteModel, fuse_files: FuseFiles):
-        fused = fuse_files([write_linear("a"), write_linear("b", seed=1)])
+        fused = fuse_files([write_linear("a"), write_linear("b", seed=1)], share=False)
         names = [node.name for node in onnx.load(fused.file.path).graph.node]
         assert names[:2] == ["a/Gemm_0", "b/Gemm_0"]
 
@@ -390,9 +390,9 @@ class TestNames:
         self, write_linear: WriteModel, tmp_path: Path, assert_weighted_sum: AssertWeightedSum
     ):
         a, b = write_linear("a"), write_linear("b", seed=1)
-        inner = fuse(plan_fusion([a, b]), tmp_path / "inner" / "a.onnx")
-        middle = fuse(plan_fusion([inner.file, b]), tmp_path / "middle" / "a.onnx")
-        outer = fuse(plan_fusion([middle.file, b]), tmp_path / "outer" / "a.onnx")
+        inner = fuse(plan_fusion([a, b], share=False), tmp_path / "inner" / "a.onnx")
+        middle = fuse(plan_fusion([inner.file, b], share=False), tmp_path / "middle" / "a.onnx")
+        outer = fuse(plan_fusion([middle.file, b], share=False), tmp_path / "outer" / "a.onnx")
         assert_weighted_sum(outer, [middle.file, b])
         names = {tensor.name for tensor in onnx.load(outer.file.path).graph.initializer}
         assert {"a/a/a/w", "a/a/b/w", "a/b/w", "b/w"} <= names
@@ -410,7 +410,7 @@ class TestNames:
         a = head() + "m (float[s0, s1, 4] x) => (float[s0, s1, 3] hidden) <float[s1, s0, 4] t>" + body
         b = head() + "m (float[s1, s0, 4] x) => (float[s1, s0, 3] hidden) <float[s0, s1, 4] t>" + body
         files = [write_model("a", a, {"w": MATRIX}), write_model("b", b, {"w": -MATRIX})]
-        fused = fuse_files(files, weights=(0.3, 0.7))
+        fused = fuse_files(files, weights=(0.3, 0.7), share=False)
         assert fused.file.contract.inputs[0].shape == ("s0", "s1", 4)
         dims = {
             value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
@@ -717,9 +717,9 @@ class TestExternalData:
     def test_a_fusion_too_large_for_one_file_gets_a_data_file(
         self, write_linear: WriteModel, fuse_files: FuseFiles, assert_weighted_sum: AssertWeightedSum, monkeypatch
     ):
-        monkeypatch.setattr("monograph.models.onnx_file._LARGEST_INLINE_BYTES", 1000)
+        monkeypatch.setattr("monograph.models.onnx_file.LARGEST_INLINE_BYTES", 1000)
         files = [write_linear(f"m{seed}", seed=seed, features=64) for seed in range(2)]
-        fused = fuse_files(files)
+        fused = fuse_files(files, share=False)
         assert len(list(fused.file.path.parent.iterdir())) == 2
         assert_weighted_sum(fused, files)
 

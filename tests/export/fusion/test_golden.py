@@ -95,7 +95,7 @@ def test_logits_of_two_picture_models(write_model: WriteModel, fuse_files: FuseF
             contract=Contract((picture,), (scores,), Kind.LOGITS, classes[::-1]),
         ),
     ]
-    assert_golden(fuse_files(files, weights=(0.25, 0.75)), "logits.txt")
+    assert_golden(fuse_files(files, weights=(0.25, 0.75), share=False), "logits.txt")
 
 
 def test_probabilities_of_two_text_models(write_model: WriteModel, fuse_files: FuseFiles):
@@ -120,7 +120,7 @@ def test_probabilities_of_two_text_models(write_model: WriteModel, fuse_files: F
         }"""
     arrays = weights(table=(9, 4), head=(4, 3)) | {"axis": np.array([1])}
     files = [write_model("branch", branch, arrays | {"limit": np.array(20)}), write_model("plain", plain, arrays)]
-    assert_golden(fuse_files(files), "probs.txt")
+    assert_golden(fuse_files(files, share=False), "probs.txt")
 
 
 @pytest.mark.parametrize("name", ["logits.txt", "probs.txt"])

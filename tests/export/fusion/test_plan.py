@@ -114,8 +114,8 @@ class TestPlan:
         assert json.loads(plan.to_json()) == {
             "form": "logits",
             "members": [
-                {"name": "one", "file": "a.onnx", "sha256": "sha-of-a", "weight": 0.25},
-                {"name": "two", "file": "b.onnx", "sha256": "sha-of-b", "weight": 0.75},
+                {"name": "one", "file": "a.onnx", "sha256": "sha-of-a", "weight": 0.25, "temperature": 1.0},
+                {"name": "two", "file": "b.onnx", "sha256": "sha-of-b", "weight": 0.75, "temperature": 1.0},
             ],
             "fit": {
                 "weights": [0.25, 0.75],
@@ -124,6 +124,10 @@ class TestPlan:
                 "nll": 0.51234,
                 "equal_weights_nll": 0.6,
                 "member_nll": [0.55, 0.9],
+                "form": None,
+                "temperatures": None,
+                "stacking": None,
+                "gain": None,
             },
         }
 
@@ -161,14 +165,26 @@ class TestForms:
     @pytest.mark.parametrize(
         ("kinds", "combine", "message"),
         [
-            ((Kind.LOGITS,) * 2, "median", "unknown form 'median': choose --combine from logits, probs, mean"),
+            (
+                (Kind.LOGITS,) * 2,
+                "median",
+                "unknown form 'median': choose --combine from logits, probs, geometric, vote, stack, mean, concat",
+            ),
             (
                 (Kind.LOGITS, Kind.PROBABILITIES),
                 "logits",
-                "b gives probabilities, which --combine logits cannot take: use --combine probs",
+                "b gives probabilities, which --combine logits cannot take: use --combine probs, geometric, vote or stack",
             ),
-            ((Kind.LOGITS,) * 2, "mean", "a gives logits, which --combine mean cannot take: use --combine logits or probs"),
-            ((Kind.EMBEDDING,) * 2, "probs", "a gives embedding, which --combine probs cannot take: use --combine mean"),
+            (
+                (Kind.LOGITS,) * 2,
+                "mean",
+                "a gives logits, which --combine mean cannot take: use --combine logits, probs, geometric, vote or stack",
+            ),
+            (
+                (Kind.EMBEDDING,) * 2,
+                "probs",
+                "a gives embedding, which --combine probs cannot take: use --combine mean or concat",
+            ),
             (
                 (Kind.LOGITS, Kind.REGRESSION),
                 None,
@@ -211,7 +227,7 @@ class TestRefusals:
 
     def test_classes(self):
         other = replace(TEXT, class_names=("bad", "fair", "great"))
-        with pytest.raises(FusionError, match=r"a and b name different classes \(good, great\)"):
+        with pytest.raises(FusionError, match=r"a and b name different classes \(great unknown to a\)"):
             plan_fusion([file("a"), file("b", other)])
 
     def test_output_shapes(self):
@@ -222,7 +238,7 @@ class TestRefusals:
 
     def test_inputs(self):
         with pytest.raises(FusionError, match=r"a takes 2 inputs .* but b takes 1 inputs"):
-            plan_fusion([file("a"), file("b", replace(TEXT, inputs=(IDS,)))])
+            plan_fusion([file("a"), file("b", replace(TEXT, inputs=(replace(IDS, name="ids"),)))])
 
     def test_weights(self):
         with pytest.raises(FusionError, match="3 weights"):

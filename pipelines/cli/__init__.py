@@ -5,20 +5,32 @@ Exit codes: 0 done or pass, 1 fail, 2 the user's input was wrong, 3 inconclusive
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
 
 import monograph
 from monograph.errors import ConfigError, MonographError
+from monograph.pipelines.cli.fusion import fuse
+from monograph.pipelines.cli.options import (
+    DATA,
+    SOURCE,
+    DataColumns,
+    Json,
+    Split,
+    Tolerance,
+    data_spec_of,
+    escape_line,
+    json_or_text,
+    key_value,
+    print_json,
+    say,
+    whole_number,
+)
 from monograph.pipelines.progress import Progress
-
-if TYPE_CHECKING:
-    from monograph.pipelines.data import DataSpec
 
 app = typer.Typer(
     name="monograph",
@@ -29,20 +41,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print the machine-readable result, and nothing else, on standard output.")]
-Tolerance = Annotated[
-    float, typer.Option(help="Largest absolute error that the proof allows, as a share of the largest absolute reference value.")
-]
-DataColumns = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--data-column", metavar="NAME=COLUMN", help="Which column of DATA feeds an input, or, for `y`, holds the labels."
-    ),
-]
-Split = Annotated[str | None, typer.Option(help="Which split of DATA, where it has several.")]
 _INTERRUPTED = 130
-_SOURCE = "`file.onnx`, `hf:ID_OR_FOLDER` or `py:package.module:factory`"
-_DATA = "DATA: `file.npz`, an image folder, CSV, Parquet or JSONL, a `datasets` folder or id, or `py:package.module:factory`"
 
 
 def main() -> NoReturn:
@@ -72,14 +71,8 @@ def _exit_code(arguments: list[str]) -> int:
 
 
 def _fail(message: str, exit_code: int) -> int:
-    Console(stderr=True, highlight=False).print(f"[red]monograph:[/red] {_escape(message)}", soft_wrap=True)
+    Console(stderr=True, highlight=False).print(f"[red]monograph:[/red] {escape_line(message)}", soft_wrap=True)
     return exit_code
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(" ".join(text.split()))
 
 
 def _show_version(wanted: bool) -> None:
@@ -125,7 +118,7 @@ def run(
 
 @app.command()
 def export(
-    source: Annotated[str, typer.Argument(help=f"SOURCE: {_SOURCE}.")],
+    source: Annotated[str, typer.Argument(help=f"SOURCE: {SOURCE}.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
     task: Annotated[str | None, typer.Option(help="Of a Hugging Face model; guessed from its architecture by default.")] = None,
     opset: Annotated[int | None, typer.Option(help="ONNX opset, 20 by default.")] = None,
@@ -150,7 +143,7 @@ def export(
     kind: Annotated[
         str | None, typer.Option(help="What the output is: logits, probabilities, regression, embedding or scores.")
     ] = None,
-    data: Annotated[str | None, typer.Option(help=f"Rows to prove parity on; fresh random ones by default. {_DATA}.")] = None,
+    data: Annotated[str | None, typer.Option(help=f"Rows to prove parity on; fresh random ones by default. {DATA}.")] = None,
     data_column: DataColumns = None,
     split: Split = None,
     tolerance: Tolerance = 1e-4,
@@ -170,70 +163,31 @@ def export(
             task=task,
             opset=opset,
             route=route if dynamo else "torchscript",
-            arguments={key: _json_or_text(value) for key, value in map(_key_value, argument or ())},
+            arguments={key: json_or_text(value) for key, value in map(key_value, argument or ())},
             weights=weights,
             allow_pickle=allow_pickle,
             inputs=input_ or (),
             class_names=classes,
             kind=kind,
-            data=_data_spec(data, data_column, split),
+            data=data_spec_of(data, data_column, split),
             tolerance=tolerance,
         )
     if as_json:
-        _print_json(exported)
+        print_json(exported)
         return
     for note in exported.contract.assumed:
         progress.note(note)
-    _say(f"{exported.path}  by {exported.route}, {exported.proof.describe()}")
+    say(f"{exported.path}  by {exported.route}, {exported.proof.describe()}")
 
 
-@app.command()
-def fuse(
-    models: Annotated[list[str], typer.Argument(help=f"Two or more members: {_SOURCE}.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The .onnx file to write.")] = None,
-    weights: Annotated[str | None, typer.Option(help="One weight a member, summing to 1: 0.3,0.7. Equal by default.")] = None,
-    normalize: Annotated[bool, typer.Option("--normalize", help="Scale --weights to sum to 1, whatever their sum.")] = False,
-    fit: Annotated[str | None, typer.Option(help=f"Labelled validation rows to choose the weights on. {_DATA}.")] = None,
-    combine: Annotated[str | None, typer.Option(help="`logits`, `probs` or `mean`; by default what fits the members.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help=f"Rows for the proof; those of --fit or random ones by default. {_DATA}.")
-    ] = None,
-    data_column: DataColumns = None,
-    split: Split = None,
-    tolerance: Tolerance = 1e-4,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Fuse models into one ONNX graph, O = Σ αᵢOᵢ, proven equal to the members run apart at batch 1, 2 and 5."""
-    from monograph.pipelines.fuse import fuse_models, plan_models
-
-    fit_spec, data_spec = (_data_spec(text, data_column, split) for text in (fit, data))
-    given = None if weights is None else [_number(text) for text in weights.split(",")]
-    progress = Progress()
-    if dry_run:
-        plan = plan_models(models, weights=given, normalize=normalize, fit=fit_spec, combine=combine)
-        _print_json(plan) if as_json else _say(plan.describe())
-        return
-    if output is None:
-        raise ConfigError("no output: give -o fused.onnx, or --dry-run to see the plan")
-    with progress.stage(f"fuse {len(models)} models"):
-        fused = fuse_models(
-            models, output, weights=given, normalize=normalize, fit=fit_spec, combine=combine, data=data_spec, tolerance=tolerance
-        )
-    if as_json:
-        _print_json({"path": str(fused.file.path), "plan": fused.plan, "proof": fused.proof, "node_count": fused.node_count})
-        return
-    for note in fused.plan.notes:
-        progress.note(note)
-    shares = ", ".join(f"{member.weight:.4g} x {member.name}" for member in fused.plan.members)
-    _say(f"{fused.file.path}  {shares}\n{fused.proof.describe()}")
+app.command()(fuse)
 
 
 @app.command()
 def measure(
     models: Annotated[list[Path], typer.Argument(help="One or more ONNX files.")],
     on: Annotated[str, typer.Option(help="Targets, separated by commas; `monograph targets` lists them.")] = "cpu",
-    data: Annotated[str | None, typer.Option(help=f"Labelled test rows for accuracy. {_DATA}.")] = None,
+    data: Annotated[str | None, typer.Option(help=f"Labelled test rows for accuracy. {DATA}.")] = None,
     data_column: DataColumns = None,
     split: Split = None,
     batch_sizes: Annotated[str, typer.Option(help="Latency at the first, throughput at all of them.")] = "1,8,32",
@@ -256,8 +210,8 @@ def measure(
         measurements = measure_models(
             models,
             on=on.split(","),
-            data=_data_spec(data, data_column, split),
-            batch_sizes=[_whole_number(text) for text in batch_sizes.split(",")],
+            data=data_spec_of(data, data_column, split),
+            batch_sizes=[whole_number(text) for text in batch_sizes.split(",")],
             threads=threads,
             spinning=spinning,
             rule=TimingRule(min_runs=min_runs, max_s=max_seconds),
@@ -269,7 +223,7 @@ def measure(
         with write_atomically(output) as staged:
             write_record(staged, measurements)
     if as_json:
-        _print_json(measurements)
+        print_json(measurements)
         return
     from monograph.pipelines.report import Contender, contender_table
 
@@ -288,7 +242,7 @@ def targets(as_json: Json = False) -> None:
         for target in TARGETS.values()
     ]
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     from rich.table import Table
 
@@ -296,57 +250,3 @@ def targets(as_json: Json = False) -> None:
     for row in rows:
         table.add_row(str(row["name"]), "yes" if row["available"] else "no", str(row["evidence"]), str(row["detail"]))
     Console().print(table)
-
-
-def _print_json(result: Any) -> None:
-    from monograph.pipelines.records import to_json
-
-    typer.echo(to_json(result))
-
-
-def _say(text: str) -> None:
-    Console(highlight=False).print(_escape_lines(text), soft_wrap=True)
-
-
-def _escape_lines(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-def _data_spec(source: str | None, columns: list[str] | None, split: str | None) -> DataSpec | None:
-    from monograph.pipelines.data import DataSpec
-
-    if source is None:
-        return None
-    named = dict(map(_key_value, columns or ()))
-    label_column = named.pop("y", None)
-    return DataSpec(source, named or None, label_column, split)
-
-
-def _key_value(text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"{text!r} is not of the form NAME=VALUE")
-    return key, value
-
-
-def _json_or_text(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise ConfigError(f"{text!r} is not a number: weights are written 0.3,0.7") from error
-
-
-def _whole_number(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as error:
-        raise ConfigError(f"{text!r} is not a whole number: batch sizes are written 1,8,32") from error

@@ -1,0 +1,150 @@
+"""The command ``fuse``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from monograph.errors import ConfigError
+from monograph.pipelines.cli.options import (
+    DATA,
+    SOURCE,
+    DataColumns,
+    Json,
+    Split,
+    Tolerance,
+    data_spec_of,
+    numbers,
+    print_json,
+    say,
+)
+from monograph.pipelines.progress import Progress
+
+if TYPE_CHECKING:
+    from monograph.pipelines.cascade import CascadeChoices
+    from monograph.pipelines.data import DataSpec
+
+_FORMS = "`logits`, `probs`, `geometric`, `vote`, `stack`, `mean`, `concat`"
+
+
+def fuse(
+    models: Annotated[list[str], typer.Argument(help=f"Two or more members: {SOURCE}.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The .onnx file to write.")] = None,
+    weights: Annotated[str | None, typer.Option(help="One weight a member, summing to 1: 0.3,0.7. Equal by default.")] = None,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Scale --weights to sum to 1, whatever their sum.")] = False,
+    fit: Annotated[str | None, typer.Option(help=f"Labelled validation rows to choose the weights on. {DATA}.")] = None,
+    combine: Annotated[
+        str | None,
+        typer.Option(help=f"{_FORMS}; `auto` chooses one on the rows of --fit. By default what fits the members."),
+    ] = None,
+    search: Annotated[
+        str, typer.Option(help="How --fit chooses weights: `nll`, at the minimum of the loss, or `greedy`, member by member.")
+    ] = "nll",
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Fit a temperature for each member on the rows of --fit, before any mixing.")
+    ] = False,
+    temperatures: Annotated[
+        str | None, typer.Option(help="One temperature a member, by which its logits are divided: 1.2,0.9.")
+    ] = None,
+    cascade: Annotated[
+        bool,
+        typer.Option("--cascade", help="Members in turn, smallest first, each only for rows of which the last was unsure."),
+    ] = False,
+    threshold: Annotated[
+        str | None,
+        typer.Option(help="For --cascade: rows of which a member is less sure go on; one number a member but the last."),
+    ] = None,
+    gate: Annotated[str | None, typer.Option(help="For --cascade: `max-probability` (default), `margin` or `entropy`.")] = None,
+    max_drop: Annotated[
+        float, typer.Option(help="For --cascade with --fit: points of accuracy that may be lost against the last member alone.")
+    ] = 0.5,
+    share: Annotated[
+        bool, typer.Option("--share/--no-share", help="Run equal parts of members once, store equal weights once.")
+    ] = True,
+    data: Annotated[
+        str | None, typer.Option(help=f"Rows for the proof; those of --fit or random ones by default. {DATA}.")
+    ] = None,
+    data_column: DataColumns = None,
+    split: Split = None,
+    tolerance: Tolerance = 1e-4,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Fuse models into one ONNX graph, O = Σ αᵢOᵢ or another form, proven equal to the members run apart."""
+    from monograph.pipelines.cascade import CascadeChoices
+    from monograph.pipelines.fuse import Choices, fuse_models, plan_models
+
+    if output is None and not dry_run:
+        raise ConfigError("no output: give -o fused.onnx, or --dry-run to see the plan")
+    proof_rows = data_spec_of(data, data_column, split)
+    if cascade:
+        _refuse_with_cascade(weights=weights, combine=combine, temperatures=temperatures, calibrate=calibrate)
+        stages = CascadeChoices(
+            gate=gate,
+            thresholds=numbers(threshold, "thresholds"),
+            fit=data_spec_of(fit, data_column, split),
+            max_drop=max_drop,
+        )
+        _cascade(models, None if dry_run else output, stages, proof_rows, tolerance, as_json)
+        return
+    if threshold is not None or gate is not None:
+        raise ConfigError("--threshold and --gate speak of a cascade: add --cascade")
+    choices = Choices(
+        weights=numbers(weights, "weights"),
+        normalize=normalize,
+        fit=data_spec_of(fit, data_column, split),
+        combine=combine,
+        search=search,
+        calibrate=calibrate,
+        temperatures=numbers(temperatures, "temperatures"),
+        share=share,
+    )
+    progress = Progress()
+    if output is None or dry_run:
+        plan, cost = plan_models(models, **choices)
+        print_json({"plan": plan, "cost": cost}) if as_json else say(f"{plan.describe()}\n{cost.describe()}")
+        return
+    with progress.stage(f"fuse {len(models)} models"):
+        fused = fuse_models(models, output, data=proof_rows, tolerance=tolerance, **choices)
+    if as_json:
+        print_json(
+            {
+                "path": str(fused.file.path),
+                "plan": fused.plan,
+                "proof": fused.proof,
+                "node_count": fused.node_count,
+                "sharing": fused.sharing,
+            }
+        )
+        return
+    for note in fused.plan.notes:
+        progress.note(note)
+    shares = ", ".join(f"{member.weight:.4g} x {member.name}" for member in fused.plan.members)
+    say(f"{fused.file.path}  {shares}\n{fused.proof.describe()}")
+
+
+def _cascade(
+    models: list[str], output: Path | None, choices: CascadeChoices, proof_rows: DataSpec | None, tolerance: float, as_json: bool
+) -> None:
+    """Print the plan of a cascade, or build it where there is an output."""
+    from monograph.pipelines.cascade import cascade_models, plan_cascade_models
+
+    progress = Progress()
+    if output is None:
+        plan = plan_cascade_models(models, **choices)
+        print_json(plan) if as_json else say(plan.describe())
+        return
+    with progress.stage(f"cascade of {len(models)} models"):
+        built = cascade_models(models, output, data=proof_rows, tolerance=tolerance, **choices)
+    if as_json:
+        print_json({"path": str(built.file.path), "plan": built.plan, "proof": built.proof, "node_count": built.node_count})
+        return
+    say(f"{built.plan.describe()}\n{built.file.path}\n{built.proof.describe()}")
+
+
+def _refuse_with_cascade(**options: object) -> None:
+    for name, value in options.items():
+        if value:
+            raise ConfigError(f"--{name} does not go with --cascade, in which one member answers each row: leave it out")
