@@ -18,7 +18,7 @@ from monograph.export.fusion.forms import FORMS
 from monograph.export.fusion.macs import count_macs
 from monograph.export.fusion.plan import FusionPlan, Member
 from monograph.export.fusion.sharing import Sharing
-from monograph.export.parity import BATCH_SIZES, TOLERANCE, ParityProof
+from monograph.export.parity import TOLERANCE, ParityProof
 from monograph.export.trace import write_proven
 from monograph.models.contract import Kind
 from monograph.models.data.rows import Rows
@@ -27,6 +27,8 @@ from monograph.runtime.session import Session, open_session
 
 Array = npt.NDArray[Any]
 FUSION_KEY = "monograph.fusion"
+FUSION_BATCH_SIZES = (1, 2, 5, 16)
+"""A cascade is proven at the same ones."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def fuse(
     path: Path,
     *,
     rows: Rows | None = None,
-    batch_sizes: Sequence[int] = BATCH_SIZES,
+    batch_sizes: Sequence[int] = FUSION_BATCH_SIZES,
     tolerance: float = TOLERANCE,
 ) -> Fused:
     """Build the graph of ``plan``, prove it equal to the members run apart, and only then write ``path``.

@@ -26,7 +26,7 @@ from monograph.export.fusion.cascade.build import build_cascade
 from monograph.export.fusion.cascade.fit import answering_member
 from monograph.export.fusion.cascade.gates import GATES, calibrated
 from monograph.export.fusion.cascade.plan import CascadePlan
-from monograph.export.fusion.fuse import FUSION_KEY, run_member
+from monograph.export.fusion.fuse import FUSION_BATCH_SIZES, FUSION_KEY, run_member
 from monograph.export.parity import TOLERANCE, BatchParity, Computation, ParityProof, prove_parity
 from monograph.export.trace import PROOF_KEY
 from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Kind, random_inputs
@@ -35,7 +35,6 @@ from monograph.models.onnx_file import OnnxFile, read_onnx, write_onnx
 from monograph.runtime.session import open_session
 
 Array = npt.NDArray[Any]
-CASCADE_BATCH_SIZES = (1, 2, 5, 16)
 CASES = ("easy", "hard", "mixed")
 _POOL_ROWS = 128
 _POOL_BATCH = 16
@@ -126,7 +125,7 @@ def fuse_cascade(
     path: Path,
     *,
     rows: Rows | None = None,
-    batch_sizes: Sequence[int] = CASCADE_BATCH_SIZES,
+    batch_sizes: Sequence[int] = FUSION_BATCH_SIZES,
     tolerance: float = TOLERANCE,
 ) -> Cascaded:
     """Build the graph of ``plan``, prove it equal to the members run apart, and only then write ``path``.

@@ -737,7 +737,7 @@ class TestWhatIsWritten:
             ("b", "b.onnx", files[1].sha256, 0.75),
         ]
         proof = json.loads(metadata[PROOF_KEY])
-        assert [batch["batch_size"] for batch in proof["batches"]] == [1, 2, 5]
+        assert [batch["batch_size"] for batch in proof["batches"]] == [1, 2, 5, 16]
         assert max(batch["max_abs_error"] for batch in proof["batches"]) < 1e-5
         assert fused.node_count == len(onnx.load(fused.file.path).graph.node)
 
