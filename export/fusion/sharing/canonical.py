@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
+import numpy as np
 import onnx_ir as ir
 
+_BIASED = ("Gemm", "Conv", "ConvTranspose")
+_LARGEST_BIAS = 1 << 16
 _WINDOWED = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"}
 _ONES = ("dilations", "strides")
 _DEFAULTS: dict[str, dict[str, Hashable]] = {
@@ -58,6 +61,18 @@ def remove_default_attributes(model: ir.Model) -> None:
         for name, attribute in list(node.attributes.items()):
             if _is_default(node, name, attribute):
                 node.attributes.pop(name)
+
+
+def remove_zero_biases(model: ir.Model) -> None:
+    """Drop the bias of a Gemm or Conv that adds nothing: one exporter writes it, another leaves it out."""
+    for node in model.graph.all_nodes():
+        if node.domain == "" and node.op_type in _BIASED and len(node.inputs) == 3 and _is_zero(node.inputs[2]):
+            node.resize_inputs(2)
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    tensor = None if value is None or value.is_graph_input() else value.const_value
+    return tensor is not None and 0 < tensor.size <= _LARGEST_BIAS and not np.any(tensor.numpy())
 
 
 def _is_default(node: ir.Node, name: str, attribute: ir.Attr) -> bool:

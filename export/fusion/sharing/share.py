@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from monograph.export.fusion.sharing.canonical import remove_copies, remove_default_attributes
+from monograph.export.fusion.sharing.canonical import remove_copies, remove_default_attributes, remove_zero_biases
 from monograph.export.fusion.sharing.dims import unify_sizes
 from monograph.export.fusion.sharing.heads import fold_linear_heads
 from monograph.export.fusion.sharing.numbering import merge_equal_nodes
@@ -47,6 +47,7 @@ def share_subgraphs(model: ir.Model) -> Sharing:
     lift_constants(model)
     remove_copies(model)
     remove_default_attributes(model)
+    remove_zero_biases(model)
     unify_sizes(model)
     deduplicate_weights(model)
     merge_equal_nodes(model.graph)
