@@ -9,20 +9,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx_ir as ir
 
 from monograph.errors import FusionError, WorkerError
 from monograph.export.fusion.align import MISSING, missing_value
 from monograph.export.fusion.build import build_graph
+from monograph.export.fusion.cost import Cost, cost_of
 from monograph.export.fusion.forms import FORMS
-from monograph.export.fusion.macs import count_macs
 from monograph.export.fusion.plan import FusionPlan, Member
-from monograph.export.fusion.sharing import Sharing
 from monograph.export.parity import TOLERANCE, ParityProof
 from monograph.export.trace import write_proven
 from monograph.models.contract import Kind
 from monograph.models.data.rows import Rows
-from monograph.models.onnx_file import LARGEST_INLINE_BYTES, OnnxFile, read_onnx
+from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.runtime.session import Session, open_session
 
 Array = npt.NDArray[Any]
@@ -39,8 +37,7 @@ class Fused:
     plan: FusionPlan
     proof: ParityProof
     node_count: int
-    sharing: Sharing | None
-    """What sharing saved; None where the plan does not share."""
+    cost: Cost
 
 
 def fuse(
@@ -59,6 +56,7 @@ def fuse(
     """
     graph, sharing = build_graph(plan)
     node_count = sum(1 for _ in graph.graph.all_nodes())
+    cost = cost_of(plan, graph, sharing)
     proof = write_proven(
         graph,
         path,
@@ -71,38 +69,7 @@ def fuse(
         tokenizer_json=plan.tokenizer_json,
         metadata={FUSION_KEY: plan.to_json()},
     )
-    return Fused(read_onnx(path), plan, proof, node_count, sharing)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a fusion will cost, known before it is written."""
-
-    member_macs: int | None
-    """Multiply-accumulates of one row, all members added up; None where they cannot be counted."""
-    fused_macs: int | None
-    """Of the fused graph."""
-    sharing: Sharing | None
-    """What sharing saves; None where the plan does not share."""
-
-    def describe(self) -> str:
-        """Return one line for people, two with sharing."""
-        counts = [f"{count / 1e6:.4g} M" if count is not None else "unknown" for count in (self.member_macs, self.fused_macs)]
-        line = f"  cost     multiply-accumulates a row: {counts[1]}, of the members apart {counts[0]}"
-        return "\n".join([line] + ([f"  {self.sharing.describe()}"] if self.sharing else []))
-
-
-def estimate_cost(plan: FusionPlan) -> Cost:
-    """Build the graph of ``plan`` in memory, and count what it will cost; nothing is written.
-
-    Raises:
-        FusionError: the members' graphs cannot be joined.
-    """
-    graph, sharing = build_graph(plan)
-    members = [count_macs(member.path) for member in plan.running]
-    size_bytes = sum(value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None)
-    fused = count_macs(ir.to_proto(graph)) if size_bytes <= LARGEST_INLINE_BYTES else None
-    return Cost(sum(count for count in members if count is not None) if None not in members else None, fused, sharing)
+    return Fused(read_onnx(path), plan, proof, node_count, cost)
 
 
 class MembersApart:

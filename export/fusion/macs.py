@@ -1,85 +1,153 @@
-"""Count a model's multiply-accumulates: what a row costs, known before anything runs."""
+"""Count a model's multiply-accumulates: what a row costs, known before anything runs.
+
+Shape letters: ``b`` batch, ``s`` sequence, ``h`` hidden units, ``d`` directions.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
-import onnx
-from onnx.inliner import inline_local_functions
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+from onnxscript.optimizer import fold_constants
 
-_LARGEST_KEPT_ELEMENTS = 1024
-"""Shape inference reads the values of small tensors only (shapes, axes); the others are emptied, which saves time."""
-_UNCOUNTED = ("LSTM", "GRU", "RNN", "Einsum", "Attention", "MultiHeadAttention", "ConvTranspose", "If", "Loop", "Scan")
+from monograph.models.onnx_file import load_graph
+
+SEQUENCE_LENGTH = 64
+"""What free dimensions other than the batch are counted at."""
+_LARGEST_FOLDED_ELEMENTS = 1024
+"""Shapes and axes are small; larger tensors are not looked into."""
+_UNCOUNTED = frozenset({"Attention", "GroupQueryAttention", "Loop", "MultiHeadAttention", "RotaryEmbedding", "Scan"})
 """These cost much, and how much is not counted here."""
-_WEIGHT_POSITION = {"Conv": 1, "ConvInteger": 1, "QLinearConv": 3}
-_FIRST_FACTOR = ("MatMul", "MatMulInteger", "QLinearMatMul", "Gemm")
 
 
-def count_macs(source: Path | onnx.ModelProto, *, sequence_length: int = 64) -> int | None:
-    """Return the multiply-accumulates of one row in convolutions and matrix products.
+def count_macs(source: Path | ir.Model, *, sequence_length: int = SEQUENCE_LENGTH) -> int | None:
+    """Return the multiply-accumulates of one row in convolutions, matrix products and recurrent layers.
 
-    Other free dimensions than the batch are taken to be ``sequence_length``. None where a shape cannot be inferred or the
-    model has operators whose cost is not counted, such as LSTM.
+    Other free dimensions than the batch are taken to be ``sequence_length``; of the branches of an If the dearer one
+    counts. None where a shape cannot be inferred or the model has operators whose cost is not counted, such as Loop.
     """
-    model = onnx.ModelProto()
-    if isinstance(source, Path):
-        model = onnx.load(str(source), load_external_data=False)
-    else:
-        model.CopyFrom(source)
-    model = inline_local_functions(model) if model.functions else model
-    _fix_free_dimensions(model.graph, sequence_length)
-    _empty_large_tensors(model.graph)
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes: dict[str, Sequence[int] | None] = {value.name: _shape(value) for value in (*graph.input, *graph.value_info)}
-    shapes |= {value.name: _shape(value) for value in graph.output}
-    shapes |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    model = load_graph(source) if isinstance(source, Path) else source.clone()
+    InlinePass()(model)
+    _fix_dimensions(model.graph, sequence_length)
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # the folder tells its developers of each node that it leaves as it is
+    try:
+        # With all sizes fixed, what is computed from them is constant: folding it is what tells every shape.
+        fold_constants(
+            model,
+            onnx_shape_inference=True,
+            input_size_limit=_LARGEST_FOLDED_ELEMENTS,
+            output_size_limit=_LARGEST_FOLDED_ELEMENTS,
+        )
+    except RuntimeError:  # a node of which the folder's own evaluation fails
+        return None
+    finally:
+        logging.disable(level)
+    return _graph_macs(model.graph)
+
+
+def _fix_dimensions(graph: ir.Graph, sequence_length: int) -> None:
+    """Give every input the shape of one row, and forget what was inferred for a free batch."""
+    for value in graph.inputs:
+        if value.shape is not None:
+            free = [1 if axis == 0 else sequence_length for axis in range(len(value.shape))]
+            value.shape = ir.Shape([dim if isinstance(dim, int) else free[axis] for axis, dim in enumerate(value.shape)])
+    for node in graph.all_nodes():
+        for output in node.outputs:
+            output.shape = None
+
+
+def _graph_macs(graph: ir.Graph) -> int | None:
     total = 0
-    for node in graph.node:
-        macs = _node_macs(node, shapes)
+    for node in graph:
+        macs = _node_macs(node)
         if macs is None:
             return None
         total += macs
     return total
 
 
-def _fix_free_dimensions(graph: onnx.GraphProto, sequence_length: int) -> None:
-    for value in graph.input:
-        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
-            if not dim.HasField("dim_value"):
-                dim.dim_value = 1 if axis == 0 else sequence_length
-    # What was inferred for a free batch would stand in the way of what holds for one row.
-    del graph.value_info[:]
-    for value in graph.output:
-        value.type.tensor_type.ClearField("shape")
-
-
-def _empty_large_tensors(graph: onnx.GraphProto) -> None:
-    for tensor in graph.initializer:
-        if math.prod(tensor.dims) > _LARGEST_KEPT_ELEMENTS:
-            for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data"):
-                tensor.ClearField(field)
-
-
-def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
-    if not value.type.tensor_type.HasField("shape"):
-        return None
-    dims = value.type.tensor_type.shape.dim
-    return tuple(dim.dim_value for dim in dims) if all(dim.HasField("dim_value") for dim in dims) else None
-
-
-def _node_macs(node: onnx.NodeProto, shapes: Mapping[str, Sequence[int] | None]) -> int | None:
+def _node_macs(node: ir.Node) -> int | None:
     if node.op_type in _UNCOUNTED:
         return None
-    if node.op_type in _WEIGHT_POSITION:
-        output, weight = shapes.get(node.output[0]), shapes.get(node.input[_WEIGHT_POSITION[node.op_type]])
-        # A weight is [out channels, in channels of a group, kernel...].
+    counter = _COUNTERS.get(node.op_type)
+    return counter(node) if counter else 0
+
+
+def _shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    if value.const_value is not None:
+        return tuple(value.const_value.shape.numpy())
+    return tuple(value.shape.numpy()) if value.shape is not None and value.shape.is_static() else None
+
+
+def _convolution(weight_position: int) -> Callable[[ir.Node], int | None]:
+    """A weight is ``[out channels, in channels of a group, kernel…]``: each output element takes all but the first."""
+
+    def count(node: ir.Node) -> int | None:
+        output, weight = _shape(node.outputs[0]), _shape(node.inputs[weight_position])
         return None if output is None or weight is None else math.prod(output) * math.prod(weight[1:])
-    if node.op_type in _FIRST_FACTOR:
-        output, factor = shapes.get(node.output[0]), shapes.get(node.input[0])
-        if output is None or not factor:
+
+    return count
+
+
+def _transposed_convolution(node: ir.Node) -> int | None:
+    data, weight = _shape(node.inputs[0]), _shape(node.inputs[1])
+    return None if data is None or weight is None else math.prod(data) * math.prod(weight[1:])
+
+
+def _product(node: ir.Node) -> int | None:
+    output, factor = _shape(node.outputs[0]), _shape(node.inputs[0])
+    if output is None or not factor:
+        return None
+    transposed = node.op_type == "Gemm" and node.attributes.get_int("transA", 0) != 0
+    return math.prod(output) * factor[-2 if transposed else -1]
+
+
+def _recurrent(gate_count: int) -> Callable[[ir.Node], int | None]:
+    """Each step multiplies the input and the hidden state by the weights of all gates, ``[d, gates·h, …]`` each."""
+
+    def count(node: ir.Node) -> int | None:
+        data, weight = _shape(node.inputs[0]), _shape(node.inputs[1])
+        if data is None or weight is None:
             return None
-        transposed = any(attribute.name == "transA" and attribute.i for attribute in node.attribute)
-        return math.prod(output) * factor[-2 if transposed else -1]
-    return 0
+        directions, hidden = weight[0], weight[1] // gate_count
+        return data[0] * data[1] * directions * gate_count * hidden * (weight[2] + hidden)
+
+    return count
+
+
+def _einsum(node: ir.Node) -> int | None:
+    """One multiply-accumulate for each combination of all indices, which is what a direct evaluation takes."""
+    terms = node.attributes["equation"].as_string().replace(" ", "").split("->")[0].split(",")
+    sizes: dict[str, int] = {}
+    for term, value in zip(terms, node.inputs, strict=True):
+        shape = _shape(value)
+        if shape is None or len(shape) != len(term):  # an ellipsis
+            return None
+        sizes |= dict(zip(term, shape, strict=True))
+    return math.prod(sizes.values())
+
+
+def _dearer_branch(node: ir.Node) -> int | None:
+    counts = [_graph_macs(attribute.as_graph()) for attribute in node.attributes.values()]
+    return None if None in counts else max(count or 0 for count in counts)
+
+
+_COUNTERS: dict[str, Callable[[ir.Node], int | None]] = {
+    "Conv": _convolution(1),
+    "ConvInteger": _convolution(1),
+    "QLinearConv": _convolution(3),
+    "ConvTranspose": _transposed_convolution,
+    **dict.fromkeys(("MatMul", "MatMulInteger", "QLinearMatMul", "Gemm"), _product),
+    "RNN": _recurrent(1),
+    "GRU": _recurrent(3),
+    "LSTM": _recurrent(4),
+    "Einsum": _einsum,
+    "If": _dearer_branch,
+}

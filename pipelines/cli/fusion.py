@@ -115,14 +115,14 @@ def fuse(
                 "plan": fused.plan,
                 "proof": fused.proof,
                 "node_count": fused.node_count,
-                "sharing": fused.sharing,
+                "cost": fused.cost,
             }
         )
         return
     for note in fused.plan.notes:
         progress.note(note)
     shares = ", ".join(f"{member.weight:.4g} x {member.name}" for member in fused.plan.members)
-    say(f"{fused.file.path}  {shares}\n{fused.proof.describe()}")
+    say(f"{fused.file.path}  {shares}\n{fused.cost.describe()}\n{fused.proof.describe()}")
 
 
 def _cascade(

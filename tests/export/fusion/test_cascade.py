@@ -16,7 +16,6 @@ from scipy.special import softmax
 from monograph.errors import DataError, FusionError, ParityError
 from monograph.export.fusion import FUSION_KEY
 from monograph.export.fusion.cascade import GATES, Cascaded, fit_cascade, fuse_cascade, lint_rows, plan_cascade
-from monograph.export.fusion.macs import count_macs
 from monograph.models.contract import Contract, Kind, TensorSpec
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile, read_onnx
@@ -351,11 +350,3 @@ def test_cost_is_stated_before_building(write_linear: Write) -> None:
     assert cost.worst == 2.0
     assert cost.expected == pytest.approx(1 + fit.shares[1])
     assert "expected unknown without a fit, worst case 2.000" in plan_cascade(files, thresholds=[0.5]).describe()
-
-
-def test_macs_of_convolution_and_attention_like_products() -> None:
-    text = """<ir_version: 8, opset_import: ["": 20]> g (float[batch, 4, 10, 10] x) => (float[batch, q, 8, 8] y)
-    { c = Conv<group = 2, kernel_shape = [3, 3]>(x, w)  t = Transpose<perm = [0, 1, 3, 2]>(c)  y = MatMul(c, t) }"""
-    model = onnx.parser.parse_model(text)
-    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((6, 2, 3, 3), np.float32), "w"))
-    assert count_macs(model) == 6 * 8 * 8 * 2 * 9 + 6 * 8 * 8 * 8
