@@ -32,9 +32,9 @@ class Cost:
     def describe(self) -> str:
         """Return one line for people, two with sharing."""
         at = f" of {self.sequence_length} tokens" if self.sequence_length else ""
-        line = f"  cost     multiply-accumulates a row{at}: {_millions(self.fused_macs)} M"
-        line += f", of the members apart {_millions(self.member_macs)} M"
-        line += f" ({_millions(self.saved_macs)} M saved)" if self.saved_macs else ""
+        line = f"  cost     multiply-accumulates a row{at}: {_millions(self.fused_macs)}"
+        line += f", of the members apart {_millions(self.member_macs)}"
+        line += f" ({_millions(self.saved_macs)} saved)" if self.saved_macs else ""
         return "\n".join([line] + ([f"  {self.sharing.describe()}"] if self.sharing else []))
 
 
@@ -57,4 +57,4 @@ def cost_of(plan: FusionPlan, graph: ir.Model, sharing: Sharing | None) -> Cost:
 
 
 def _millions(count: int | None) -> str:
-    return "unknown" if count is None else f"{count / 1e6:.4g}"
+    return "unknown" if count is None else f"{count / 1e6:.4g} M"

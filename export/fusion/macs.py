@@ -14,6 +14,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 from onnxscript.optimizer import fold_constants
 
+from monograph.export.fusion.sharing import lift_constants, unify_shapes
 from monograph.models.onnx_file import load_graph
 
 SEQUENCE_LENGTH = 64
@@ -33,6 +34,8 @@ def count_macs(source: Path | ir.Model, *, sequence_length: int = SEQUENCE_LENGT
     model = load_graph(source) if isinstance(source, Path) else source.clone()
     InlinePass()(model)
     _fix_dimensions(model.graph, sequence_length)
+    lift_constants(model)
+    unify_shapes(model)  # knows shapes that the folding below does not
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)  # the folder tells its developers of each node that it leaves as it is
     try:

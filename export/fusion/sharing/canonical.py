@@ -27,6 +27,7 @@ _DEFAULTS: dict[str, dict[str, Hashable]] = {
     "LayerNormalization": {"axis": -1, "stash_type": 1},
     "Gelu": {"approximate": "none"},
     "Cast": {"saturate": 1},
+    "CumSum": {"exclusive": 0, "reverse": 0},
     "BatchNormalization": {"training_mode": 0},
     "ReduceMean": {"keepdims": 1, "noop_with_empty_axes": 0},
     "ReduceSum": {"keepdims": 1, "noop_with_empty_axes": 0},

@@ -8,9 +8,10 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from monograph.export.fusion.sharing.canonical import remove_copies, remove_default_attributes, remove_zero_biases
-from monograph.export.fusion.sharing.dims import unify_sizes
+from monograph.export.fusion.sharing.folding import fold_small_constants, fuse_padding, remove_useless_casts, widen_axes
 from monograph.export.fusion.sharing.heads import fold_linear_heads
 from monograph.export.fusion.sharing.numbering import merge_equal_nodes
+from monograph.export.fusion.sharing.shapes import unify_shapes
 from monograph.export.fusion.sharing.tensors import deduplicate_weights, lift_constants, weights_size
 
 
@@ -40,15 +41,20 @@ class Sharing:
 def share_subgraphs(model: ir.Model) -> Sharing:
     """Rewrite ``model`` in place so that what it computes twice is computed once; numbers stay equal bit for bit.
 
-    Only folded heads round differently: their weights are summed in float64 and cast to float32.
+    Two things round differently: folded heads, whose weights are summed in float64 and cast to float32, and a mean over
+    the axes of a picture that becomes GlobalAveragePool.
     """
     nodes_before = _node_count(model)
     weights_before, bytes_before = weights_size(model)
     lift_constants(model)
     remove_copies(model)
-    remove_default_attributes(model)
+    remove_useless_casts(model)
+    widen_axes(model)
     remove_zero_biases(model)
-    unify_sizes(model)
+    unify_shapes(model)
+    fold_small_constants(model)
+    fuse_padding(model)
+    remove_default_attributes(model)
     deduplicate_weights(model)
     merge_equal_nodes(model.graph)
     heads_folded = fold_linear_heads(model)

@@ -12,35 +12,40 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from monograph.export.fusion.sharing.shape_values import PARTS, whole_numbers
+
 Origin = tuple[ir.Value, int]
 """An input of the graph and an axis of it."""
 Size = Origin | int
+Parts = list[Size | None]
+"""What a shape ``int64 [rank]`` is put together from; None for a number that is not known."""
 _MAX_DEPTH = 200
 """A long chain of layers is told from its start on, since what was found is kept; this bounds one step of it."""
 _SAME_SHAPE = frozenset(
     {
-        "BatchNormalization", "Cast", "Clip", "Dropout", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "Identity",
-        "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax", "Mish", "Neg", "Not", "Reciprocal",
-        "Relu", "Selu", "Sigmoid", "Softmax", "Softplus", "Sqrt", "Tanh",
+        "Abs", "BatchNormalization", "Cast", "Ceil", "Clip", "Cos", "CumSum", "Dropout", "Elu", "Erf", "Exp", "Floor", "Gelu",
+        "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax",
+        "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softmax", "Softplus", "Sqrt",
+        "Tanh",
     }
 )  # fmt: skip
-_BROADCASTING = frozenset({"Add", "And", "Div", "Equal", "Max", "Min", "Mul", "Or", "Pow", "Sub", "Sum", "Where"})
+_BROADCASTING = frozenset(
+    {
+        "Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul",
+        "Or", "PRelu", "Pow", "Sub", "Sum", "Where", "Xor",
+    }
+)  # fmt: skip
 _WINDOWED = frozenset({"AveragePool", "Conv", "GlobalAveragePool", "GlobalMaxPool", "MaxPool"})
 
 
-def whole_numbers(value: ir.Value | None) -> list[int] | None:
-    """Return the numbers that a constant holds; None where it is none."""
-    if value is None or value.const_value is None:
-        return None
-    return [int(number) for number in np.atleast_1d(value.const_value.numpy())]
-
-
 class Sizes:
-    """The sizes of the values of one graph, and the one node for each size of an input that reads it."""
+    """The sizes of the values of one graph, and for each shape that is needed at run time the one value that holds it."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
-        self.nodes: dict[tuple[int, int], ir.Node] = {}
+        self._vectors: dict[tuple[Size, ...], ir.Value] = {}
+        self._parts: dict[ir.Value, Parts | None] = {}
+        self._head: ir.Node | None = None
         self._first: dict[str, Origin] = {}
         for value in graph.inputs:
             for axis, dim in enumerate(value.shape or ()):
@@ -53,22 +58,35 @@ class Sizes:
                 for axis in range(self.rank(value) or 0):
                     self.size(value, axis)
 
-    def read(self, origin: Origin) -> ir.Value:
-        """Return the value ``int64 [1]`` that holds the size, read by a node at the head of the graph."""
-        value, axis = origin
-        node = self.nodes.get((id(value), axis))
-        if node is None:
-            node = ir.node("Shape", [value], {"start": axis, "end": axis + 1}, name=f"fusion/size/{value.name}/{axis}")
-            out = node.outputs[0]
-            out.name, out.shape, out.type = f"{node.name}_output", ir.Shape([1]), ir.TensorType(ir.DataType.INT64)
-            self.nodes[id(value), axis] = node
-            self.graph.insert_before(self.graph[0], node)
-        return node.outputs[0]
+    def vector(self, parts: Sequence[Size]) -> ir.Value:
+        """Return the value ``int64 [n]`` that holds ``parts``: a constant, or nodes at the head of the graph, made once."""
+        key = tuple(parts)
+        if key not in self._vectors:
+            self._vectors[key] = self._emit_vector(key)
+            self._parts[self._vectors[key]] = list(parts)
+        return self._vectors[key]
 
-    def origin(self, value: ir.Value | None, axis: int) -> Origin | None:
-        """Return the input and axis that give ``value`` its size along ``axis``; None where that cannot be told."""
-        size = self.size(value, axis)
-        return size if isinstance(size, tuple) else None
+    def _emit_vector(self, parts: tuple[Size, ...]) -> ir.Value:
+        number = len(self._vectors)
+        if all(isinstance(part, int) for part in parts):
+            name = f"fusion/shape/{number}"
+            tensor = ir.tensor(np.array(parts, np.int64), name=name)
+            value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([len(parts)]))
+            self.graph.register_initializer(value)
+            return value
+        if len(parts) == 1:
+            source, axis = parts[0]  # type: ignore[misc]  # the one part is no number
+            node = ir.node("Shape", [source], {"start": axis, "end": axis + 1}, name=f"fusion/size/{source.name}/{axis}")
+        else:
+            node = ir.node("Concat", [self.vector([part]) for part in parts], {"axis": 0}, name=f"fusion/shape/{number}")
+        out = node.outputs[0]
+        out.name, out.shape, out.type = f"{node.name}_output", ir.Shape([len(parts)]), ir.TensorType(ir.DataType.INT64)
+        if self._head is None:
+            self.graph.insert_before(self.graph[0], node)
+        else:
+            self.graph.insert_after(self._head, node)
+        self._head = node
+        return out
 
     def size(self, value: ir.Value | None, axis: int, depth: int = 0) -> Size | None:
         """Return the size of ``value`` along ``axis``: of an input, or a number; None where that cannot be told."""
@@ -91,40 +109,22 @@ class Sizes:
             self._ranks[value] = self._trace_rank(value, depth + 1)
         return self._ranks[value]
 
-    def parts(self, value: ir.Value | None) -> list[Size] | None:
-        """Return what a shape ``int64 [rank]`` is put together from."""
+    def parts(self, value: ir.Value | None) -> Parts | None:
+        """Return what an ``int64`` vector or number is put together from; None where not even its length is known."""
         if value is None:
             return None
         if (numbers := whole_numbers(value)) is not None:
             return list(numbers)
-        node = value.producer()
-        if node is None or node.domain != "":
-            return None
-        if node in self.nodes.values():
-            source = node.inputs[0]
-            assert source is not None
-            return [(source, node.attributes["start"].as_int())]
-        if node.op_type == "Concat":
-            inner = [self.parts(item) for item in node.inputs]
-            return None if None in inner else [part for parts in inner for part in parts or ()]
-        read = self.size_read(node)
-        return None if read is None else [read]
+        if value not in self._parts:
+            node = value.producer()
+            handler = PARTS.get(node.op_type) if node is not None and node.domain == "" else None
+            self._parts[value] = handler(self, node) if handler and node is not None else None
+        return self._parts[value]
 
-    def size_read(self, node: ir.Node) -> Size | None:
-        """Return the size that ``node`` gives as ``int64 [1]``: Shape of one axis, or Unsqueeze of one number of a Shape."""
-        if node.op_type == "Shape" and "end" in node.attributes:
-            start = node.attributes["start"].as_int() if "start" in node.attributes else 0
-            return self.size(node.inputs[0], start) if node.attributes["end"].as_int() == start + 1 else None
-        if node.op_type != "Unsqueeze" or whole_numbers(node.inputs[1]) != [0]:
-            return None
-        gather = _producer(node.inputs[0])
-        if gather is None or gather.op_type != "Gather" or "axis" in gather.attributes:
-            return None
-        shape, index = _producer(gather.inputs[0]), gather.inputs[1]
-        if shape is None or shape.op_type != "Shape" or shape.attributes or index is None or index.const_value is None:
-            return None
-        position = whole_numbers(index)
-        return self.size(shape.inputs[0], position[0]) if position and len(index.const_value.shape) == 0 else None
+    def known_parts(self, value: ir.Value | None) -> list[Size] | None:
+        """Return the parts where all of them are known."""
+        parts = self.parts(value)
+        return None if parts is None or None in parts else [part for part in parts if part is not None]
 
     def _trace(self, value: ir.Value, axis: int, depth: int) -> Size | None:
         if value.is_graph_input():
@@ -167,6 +167,11 @@ class Sizes:
         source = node.inputs[0] if node.inputs else None
         if node.op_type in _SAME_SHAPE or node.op_type in _WINDOWED or node.op_type in ("Transpose", "Slice", "Concat"):
             return self.rank(source, depth) or claimed
+        if node.op_type == "Shape":
+            return 1
+        if node.op_type == "Expand":
+            parts, inner = self.parts(node.inputs[1]), self.rank(source, depth)
+            return claimed if parts is None or inner is None else max(len(parts), inner)
         if node.op_type == "Reshape":
             parts = self.parts(node.inputs[1])
             return claimed if parts is None else len(parts)
@@ -196,7 +201,7 @@ def _transpose(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | Non
 
 def _reshape(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
     """A size that is written is taken, a copied 0 is the data's, and -1 stands for what is left of the data's sizes."""
-    parts = sizes.parts(node.inputs[1])
+    parts = sizes.known_parts(node.inputs[1])
     if parts is None or axis >= len(parts):
         return None
     if parts[axis] == 0:
@@ -265,7 +270,48 @@ def _unsqueeze(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | Non
 
 def _concat(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
     joined = node.attributes["axis"].as_int()
-    return None if joined < 0 or axis == joined else sizes.size(node.inputs[0], axis, depth)
+    if joined < 0:
+        rank = sizes.rank(node.inputs[0], depth)
+        joined = -1 if rank is None else joined + rank
+    if joined < 0 or axis != joined:
+        return sizes.size(node.inputs[0], axis, depth) if joined >= 0 else None
+    parts = [sizes.size(value, axis, depth) for value in node.inputs]
+    numbers = [part for part in parts if isinstance(part, int)]
+    return sum(numbers) if len(numbers) == len(parts) else None
+
+
+def _expand(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
+    """Of the size that is there and the one that is asked for, the one that is not 1."""
+    parts, rank = sizes.parts(node.inputs[1]), sizes.rank(node.inputs[0], depth)
+    if parts is None or rank is None:
+        return None
+    longest = max(rank, len(parts))
+    own, asked = axis - longest + rank, axis - longest + len(parts)
+    size = 1 if own < 0 else sizes.size(node.inputs[0], own, depth)
+    found = {
+        _table_rows(sizes, node.inputs[0], own) if size is None else size,
+        1 if asked < 0 or asked >= len(parts) else parts[asked],
+    } - {1}
+    return found.pop() if len(found) == 1 else (None if found else 1)
+
+
+def _reduction(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
+    """Reduced axes keep size 1, or go."""
+    rank, axes = sizes.rank(node.inputs[0], depth), reduced_axes(node)
+    if rank is None or axes is None:
+        return None
+    reduced = {own % rank for own in axes}
+    if node.attributes.get_int("keepdims", 1) != 0:
+        return 1 if axis in reduced else sizes.size(node.inputs[0], axis, depth)
+    kept = [own for own in range(rank) if own not in reduced]
+    return sizes.size(node.inputs[0], kept[axis], depth) if axis < len(kept) else None
+
+
+def reduced_axes(node: ir.Node) -> list[int] | None:
+    """Return the axes that a reduction states, as an attribute or as a constant; None where it states none."""
+    if "axes" in node.attributes:
+        return list(node.attributes["axes"].as_ints())
+    return whole_numbers(node.inputs[1]) if len(node.inputs) > 1 else None
 
 
 def _slice(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
@@ -274,12 +320,34 @@ def _slice(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
 
 
 def _windowed(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
-    """Rows stay, a convolution has as many channels as its weight has rows; what a window leaves is not followed."""
+    """Rows stay, a convolution has as many channels as its weight has rows, and windows are counted where sizes are numbers."""
     if axis == 0:
         return sizes.size(node.inputs[0], 0, depth)
-    if axis > 1:
-        return 1 if node.op_type.startswith("Global") else None
-    return sizes.size(node.inputs[1], 0, depth) if node.op_type == "Conv" else sizes.size(node.inputs[0], 1, depth)
+    if axis == 1:
+        return sizes.size(node.inputs[1], 0, depth) if node.op_type == "Conv" else sizes.size(node.inputs[0], 1, depth)
+    if node.op_type.startswith("Global"):
+        return 1
+    size = sizes.size(node.inputs[0], axis, depth)
+    return _window_count(sizes, node, axis - 2, size) if isinstance(size, int) else None
+
+
+def _window_count(sizes: Sizes, node: ir.Node, position: int, size: int) -> int | None:
+    """Return ``⌊(size + pads - dilation·(kernel - 1) - 1) / stride⌋ + 1``, as the operators of ONNX say."""
+    if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET" or node.attributes.get_int("ceil_mode", 0) != 0:
+        return None
+    kernel: Size | None = _numbers(node, "kernel_shape", position)
+    if kernel is None and node.op_type == "Conv":
+        kernel = sizes.size(node.inputs[1], position + 2)
+    if not isinstance(kernel, int):
+        return None
+    stride, dilation = (_numbers(node, name, position) or 1 for name in ("strides", "dilations"))
+    pads = list(node.attributes["pads"].as_ints()) if "pads" in node.attributes else []
+    padding = pads[position] + pads[position + len(pads) // 2] if pads else 0
+    return (size + padding - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def _numbers(node: ir.Node, name: str, position: int) -> int | None:
+    return int(node.attributes[name].as_ints()[position]) if name in node.attributes else None
 
 
 def _gemm(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
@@ -298,7 +366,10 @@ _HANDLERS: dict[str, _Handler] = {
     "Concat": _concat,
     "Slice": _slice,
     "Gemm": _gemm,
+    "Expand": _expand,
+    "Shape": lambda sizes, node, axis, depth: len(sizes.parts(node.outputs[0]) or ()) or None,
     **dict.fromkeys(_WINDOWED, _windowed),
+    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"), _reduction),
 }
 
 
@@ -318,4 +389,4 @@ def _table_rows(sizes: Sizes, value: ir.Value | None, axis: int) -> Size | None:
     if table is None or axis >= len(table.shape) or axes != [axis] or steps != [1] or whole_numbers(node.inputs[1]) != [0]:
         return None
     end = sizes.parts(node.inputs[2])
-    return end[0] if end else None
+    return end[0] if end and end[0] is not None else None
