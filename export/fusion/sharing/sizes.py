@@ -46,6 +46,7 @@ class Sizes:
         self._vectors: dict[tuple[Size, ...], ir.Value] = {}
         self._parts: dict[ir.Value, Parts | None] = {}
         self._head: ir.Node | None = None
+        self._taken = {value.name for node in graph.all_nodes() for value in node.outputs} | set(graph.initializers)
         self._first: dict[str, Origin] = {}
         for value in graph.inputs:
             for axis, dim in enumerate(value.shape or ()):
@@ -67,26 +68,33 @@ class Sizes:
         return self._vectors[key]
 
     def _emit_vector(self, parts: tuple[Size, ...]) -> ir.Value:
-        number = len(self._vectors)
         if all(isinstance(part, int) for part in parts):
-            name = f"fusion/shape/{number}"
+            name = self._free_name("fusion/shape")
             tensor = ir.tensor(np.array(parts, np.int64), name=name)
             value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([len(parts)]))
             self.graph.register_initializer(value)
             return value
         if len(parts) == 1:
             source, axis = parts[0]  # type: ignore[misc]  # the one part is no number
-            node = ir.node("Shape", [source], {"start": axis, "end": axis + 1}, name=f"fusion/size/{source.name}/{axis}")
+            name = self._free_name(f"fusion/size/{source.name}/{axis}")
+            node = ir.node("Shape", [source], {"start": axis, "end": axis + 1}, name=name)
         else:
-            node = ir.node("Concat", [self.vector([part]) for part in parts], {"axis": 0}, name=f"fusion/shape/{number}")
+            node = ir.node("Concat", [self.vector([part]) for part in parts], {"axis": 0}, name=self._free_name("fusion/shape"))
         out = node.outputs[0]
-        out.name, out.shape, out.type = f"{node.name}_output", ir.Shape([len(parts)]), ir.TensorType(ir.DataType.INT64)
+        out.name, out.shape, out.type = node.name, ir.Shape([len(parts)]), ir.TensorType(ir.DataType.INT64)
         if self._head is None:
             self.graph.insert_before(self.graph[0], node)
         else:
             self.graph.insert_after(self._head, node)
         self._head = node
         return out
+
+    def _free_name(self, stem: str) -> str:
+        name, number = stem, 2
+        while name in self._taken:
+            name, number = f"{stem}_{number}", number + 1
+        self._taken.add(name)
+        return name
 
     def size(self, value: ir.Value | None, axis: int, depth: int = 0) -> Size | None:
         """Return the size of ``value`` along ``axis``: of an input, or a number; None where that cannot be told."""
