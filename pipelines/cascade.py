@@ -26,6 +26,8 @@ class CascadeChoices(TypedDict, total=False):
     """DATA with labels on which to fit temperatures and thresholds; not the rows you will test on."""
     max_drop: float
     """Points of accuracy that may be lost against the last member alone, on the rows of ``fit``."""
+    share: bool
+    """Take from an earlier member what a later one computes as it does; True by default."""
 
 
 def cascade_models(
@@ -71,4 +73,4 @@ def _planned(models: Sequence[str | Path], choices: CascadeChoices) -> Iterator[
         if spec is not None:
             rows = labelled_rows(spec, files)
             fitted = fit_cascade(files, rows, gate=gate or "max-probability", max_drop=choices.get("max_drop", MAX_DROP_POINTS))
-        yield plan_cascade(files, gate=gate, thresholds=thresholds, fit=fitted)
+        yield plan_cascade(files, gate=gate, thresholds=thresholds, fit=fitted, share=choices.get("share", True))

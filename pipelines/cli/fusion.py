@@ -86,6 +86,7 @@ def fuse(
             thresholds=numbers(threshold, "thresholds"),
             fit=data_spec_of(fit, data_column, split),
             max_drop=max_drop,
+            share=share,
         )
         _cascade(models, None if dry_run else output, stages, proof_rows, tolerance, as_json)
         return

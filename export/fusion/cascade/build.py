@@ -19,8 +19,10 @@ from onnx_ir.tape import Tape
 from monograph.errors import FusionError
 from monograph.export.fusion.cascade.gates import GATES, emit_calibrated, emit_scalar
 from monograph.export.fusion.cascade.plan import CascadePlan
+from monograph.export.fusion.cascade.reuse import Stage, reuse_rows, rows_of
 from monograph.export.fusion.members import detach, free_prefix, ir_dtype, load_member, take_apart
 from monograph.export.fusion.plan import Member
+from monograph.export.fusion.sharing import canonicalise
 from monograph.models.contract import Kind
 
 _OLDEST_IR_VERSION = 8
@@ -44,7 +46,7 @@ def build_cascade(plan: CascadePlan) -> ir.Model:
         spec.name: ir.val(spec.name, dtype=ir_dtype(spec.dtype), shape=ir.Shape(spec.shape)) for spec in plan.contract.inputs
     }
     collected = _Collected({"": plan.opset})
-    nodes, initializers, output = _build_stage(plan, 0, inputs, collected)
+    nodes, initializers, output, _ = _build_stage(plan, 0, inputs, collected)
     spec = plan.contract.output
     output.name, output.shape = spec.name, ir.Shape(spec.shape)
     graph = ir.Graph(
@@ -71,15 +73,20 @@ def _remove_unused_initializers(model: ir.Model) -> None:
 
 def _build_stage(
     plan: CascadePlan, stage: int, inputs: Mapping[str, ir.Value], collected: _Collected
-) -> tuple[list[ir.Node], list[ir.Value], ir.Value]:
-    """Return what answers the rows of ``inputs``: nodes in order, initializers, and the answer ``float32 [b, c]``."""
+) -> tuple[list[ir.Node], list[ir.Value], ir.Value, Stage]:
+    """Return what answers the rows of ``inputs``: nodes in order, initializers, the answer ``float32 [b, c]``, the member."""
     member = plan.members[stage]
     model = load_member(member, plan.opset)
     _collect(collected, model, member)
+    if plan.share:
+        canonicalise(model)
+    rows = rows_of(model) if plan.share else {}
     before, after = Tape(), Tape()
     output = detach(model, member, inputs, before, prefix=free_prefix(member, plan.contract))
     nodes, initializers = list(model.graph), list(model.graph.initializers.values())
     take_apart(model.graph)
+    prepared = [*inputs.values(), *(value for node in before.nodes for value in node.outputs)]
+    own = Stage([*before.nodes, *nodes], rows | {value: len(value.shape or ()) or None for value in prepared})
     output = _emit_aligned(after, output, member)
     calibrated, probabilities = emit_calibrated(after, output, member.kind, plan.temperatures[stage])
     answer = calibrated if plan.contract.kind is Kind.LOGITS else probabilities
@@ -87,10 +94,10 @@ def _build_stage(
         score = GATES[plan.gate].emit(after, probabilities, plan.class_count)
         sure = after.op("GreaterOrEqual", [score, emit_scalar(after, plan.thresholds[stage])])
         # A score that is not a number is hard too, which Less would not say.
-        answer = _emit_guarded(plan, stage, inputs, answer, after.op("Not", [sure]), after, collected)
+        answer = _emit_guarded(plan, stage, inputs, answer, after.op("Not", [sure]), after, collected, own)
     _name(before.nodes, f"fusion/{stage}/input")
     _name(after.nodes, f"fusion/{stage}")
-    return [*before.nodes, *nodes, *after.nodes], initializers, answer
+    return [*before.nodes, *nodes, *after.nodes], initializers, answer, own
 
 
 def _collect(collected: _Collected, model: ir.Model, member: Member) -> None:
@@ -120,6 +127,7 @@ def _emit_guarded(
     hard: ir.Value,
     tape: Tape,
     collected: _Collected,
+    own: Stage,
 ) -> ir.Value:
     """Emit If any row is hard: the later members' answer to the hard rows, written over this one's; else this one's."""
     gathering, scattering, easy = Tape(), Tape(), Tape()
@@ -130,11 +138,15 @@ def _emit_guarded(
         shape[0] = f"fusion/{stage}/hard_rows" if plan.contract.batch_is_dynamic else 1
         rows.type, rows.shape = value.type, shape
         hard_inputs[name] = rows
-    nodes, initializers, later = _build_stage(plan, stage + 1, hard_inputs, collected)
+    nodes, initializers, later, member = _build_stage(plan, stage + 1, hard_inputs, collected)
+    taken: list[ir.Node] = []
+    if plan.share:
+        gathered = {inputs[name]: rows for name, rows in hard_inputs.items()}
+        taken, nodes, later = reuse_rows(own, member, nodes, gathered, hard, later)
     positions = scattering.op("Transpose", [scattering.op("NonZero", [hard])], {"perm": [1, 0]})  # [h, 1]
     mixed = scattering.op("ScatterND", [answer, positions, later])
     kept = easy.op("Identity", [answer])
-    _name(gathering.nodes, f"fusion/{stage}/gather")
+    _name([*gathering.nodes, *taken], f"fusion/{stage}/gather")
     _name(scattering.nodes, f"fusion/{stage}/scatter")
     _name(easy.nodes, f"fusion/{stage}/easy")
     some_hard = tape.op(
@@ -145,7 +157,7 @@ def _emit_guarded(
     for value in (mixed, kept):
         _set_answer_type(value, plan)
     # Weights stand in the branch: ONNX Runtime does not optimise a branch by weights of the graph around it.
-    hard_nodes = [*gathering.nodes, *nodes, *scattering.nodes]
+    hard_nodes = [*gathering.nodes, *taken, *nodes, *scattering.nodes]
     then_branch = ir.Graph([], [mixed], nodes=hard_nodes, initializers=initializers, name=f"hard_{stage}")
     else_branch = ir.Graph([], [kept], nodes=list(easy.nodes), name=f"easy_{stage}")
     answered = tape.op("If", [some_hard], {"then_branch": then_branch, "else_branch": else_branch})

@@ -240,9 +240,11 @@ def _choose_rows(case: str, size: int, pool: _Pool, thresholds: Sequence[float],
     groups = [np.flatnonzero(clear & (depths == stage)) for stage in range(len(plan.members))]
     if case == "mixed":
         groups = [group for group in groups if len(group)]
+        if len(groups) < 2:
+            return np.array([], np.int64), depths
         # The last member's rows first: a batch of two then holds one of them.
         chosen = [groups[-1 - i % len(groups)][i // len(groups) % len(groups[-1 - i % len(groups)])] for i in range(size)]
-        return np.array(chosen if len(groups) > 1 else [], np.int64), depths
+        return np.array(chosen, np.int64), depths
     group = groups[0 if case == "easy" else -1]
     return np.resize(group, size if len(group) else 0), depths
 

@@ -63,6 +63,8 @@ class CascadePlan:
     tokenizer_json: str | None
     notes: tuple[str, ...]
     """What was assumed or decided, each a sentence for the user."""
+    share: bool = True
+    """Take from an earlier member what a later one computes as it does."""
 
     def describe(self) -> str:
         """Return the plan as text for people."""
@@ -99,6 +101,7 @@ def plan_cascade(
     gate: str | None = None,
     thresholds: Sequence[float] | None = None,
     fit: CascadeFit | None = None,
+    share: bool = True,
 ) -> CascadePlan:
     """Decide how ``files``, from small to large, become a cascade; with thresholds or with a fit.
 
@@ -140,6 +143,7 @@ def plan_cascade(
         fit=fit,
         tokenizer_json=fusion.tokenizer_json,
         notes=fusion.notes + ((fit.describe(),) if fit else ("thresholds are as given, not fitted",)),
+        share=share,
     )
 
 

@@ -38,14 +38,11 @@ class Sharing:
         )
 
 
-def share_subgraphs(model: ir.Model) -> Sharing:
-    """Rewrite ``model`` in place so that what it computes twice is computed once; numbers stay equal bit for bit.
+def canonicalise(model: ir.Model) -> None:
+    """Rewrite ``model`` in place so that equal things are written alike; numbers stay equal bit for bit.
 
-    Two things round differently: folded heads, whose weights are summed in float64 and cast to float32, and a mean over
-    the axes of a picture that becomes GlobalAveragePool.
+    Only a mean over the axes of a picture, which becomes GlobalAveragePool, may round differently.
     """
-    nodes_before = _node_count(model)
-    weights_before, bytes_before = weights_size(model)
     lift_constants(model)
     remove_copies(model)
     remove_useless_casts(model)
@@ -55,6 +52,16 @@ def share_subgraphs(model: ir.Model) -> Sharing:
     fold_small_constants(model)
     fuse_padding(model)
     remove_default_attributes(model)
+
+
+def share_subgraphs(model: ir.Model) -> Sharing:
+    """Rewrite ``model`` in place so that what it computes twice is computed once, as :func:`canonicalise` and beyond.
+
+    Folded heads round differently too: their weights are summed in float64 and cast to float32.
+    """
+    nodes_before = _node_count(model)
+    weights_before, bytes_before = weights_size(model)
+    canonicalise(model)
     deduplicate_weights(model)
     merge_equal_nodes(model.graph)
     heads_folded = fold_linear_heads(model)

@@ -189,6 +189,8 @@ class Sizes:
         if node.op_type == "Gather":
             table, index = self.rank(source, depth), self.rank(node.inputs[1], depth)
             return claimed if table is None or index is None else table + index - 1
+        if node.op_type in ("Flatten", "Gemm"):
+            return 2
         if node.op_type == "Unsqueeze":
             inner, axes = self.rank(source, depth), whole_numbers(node.inputs[1])
             return claimed if inner is None or axes is None else inner + len(axes)
@@ -274,6 +276,26 @@ def _unsqueeze(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | Non
     if axes is None or min(axes) < 0:
         return None
     return 1 if axis in axes else sizes.size(node.inputs[0], axis - sum(new < axis for new in axes), depth)
+
+
+def _squeeze(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
+    axes = whole_numbers(node.inputs[1]) if len(node.inputs) > 1 else None
+    rank = sizes.rank(node.inputs[0], depth)
+    if axes is None or rank is None:
+        return None
+    kept = [own for own in range(rank) if own not in {gone % rank for gone in axes}]
+    return sizes.size(node.inputs[0], kept[axis], depth) if axis < len(kept) else None
+
+
+def _flatten(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
+    rank = sizes.rank(node.inputs[0], depth)
+    if rank is None or rank < 2 or node.attributes.get_int("axis", 1) != 1:
+        return None
+    joined = [sizes.size(node.inputs[0], own, depth) for own in (range(1) if axis == 0 else range(1, rank))]
+    if len(joined) == 1:
+        return joined[0]
+    numbers = [size for size in joined if isinstance(size, int)]
+    return math.prod(numbers) if len(numbers) == len(joined) else None
 
 
 def _concat(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
@@ -371,6 +393,8 @@ _HANDLERS: dict[str, _Handler] = {
     "Gather": _gather,
     "MatMul": _matmul,
     "Unsqueeze": _unsqueeze,
+    "Squeeze": _squeeze,
+    "Flatten": _flatten,
     "Concat": _concat,
     "Slice": _slice,
     "Gemm": _gemm,

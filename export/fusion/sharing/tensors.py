@@ -77,11 +77,16 @@ def deduplicate_weights(model: ir.Model) -> None:
         tensor = value.const_value
         if tensor is None or value.is_graph_output() or value.is_graph_input():
             continue
-        kept = first.setdefault((tensor.dtype, tuple(tensor.shape.numpy()), _digest(tensor)), value)
+        kept = first.setdefault(tensor_key(tensor), value)
         if kept is not value:
             value.replace_all_uses_with(kept)
             record_merge(kept, value)
             main.initializers.pop(value.name or "")
+
+
+def tensor_key(tensor: ir.TensorProtocol) -> tuple[object, ...]:
+    """Return what equal tensors have in common: type, shape, and a digest of every byte."""
+    return (tensor.dtype, tuple(tensor.shape.numpy()), _digest(tensor))
 
 
 def _digest(tensor: ir.TensorProtocol) -> bytes:
