@@ -18,7 +18,8 @@ from monograph.export.fusion.sharing import tensor_key
 from monograph.export.fusion.sharing.canonical import attribute_key, is_commutative
 from monograph.export.fusion.sharing.provenance import record_merge
 from monograph.export.fusion.sharing.shape_values import whole_numbers
-from monograph.export.fusion.sharing.sizes import Sizes, reduced_axes
+from monograph.export.fusion.sharing.size_rules import reduced_axes
+from monograph.export.fusion.sharing.sizes import Sizes
 
 _ROW_BY_ROW = frozenset(
     {

@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from monograph.export.fusion.sharing.shape_values import whole_numbers
-from monograph.export.fusion.sharing.sizes import Size, Sizes, reduced_axes
+from monograph.export.fusion.sharing.size_rules import reduced_axes
+from monograph.export.fusion.sharing.sizes import Size, Sizes
 
 _MAKE_SHAPES = frozenset({"Concat", "Where", "Slice", "Shape", "Unsqueeze", "Gather"})
 
