@@ -27,6 +27,11 @@ def whole_numbers(value: ir.Value | None) -> list[int] | None:
     return [int(number) for number in np.atleast_1d(tensor.numpy())]
 
 
+def operand(node: ir.Node, position: int) -> ir.Value | None:
+    """Return an input; None where it is left out, as it is where an older opset has an attribute in its place."""
+    return node.inputs[position] if position < len(node.inputs) else None
+
+
 def _shape(sizes: Sizes, node: ir.Node) -> Parts | None:
     rank = sizes.rank(node.inputs[0])
     if rank is None:
@@ -36,7 +41,7 @@ def _shape(sizes: Sizes, node: ir.Node) -> Parts | None:
 
 
 def _gather(sizes: Sizes, node: ir.Node) -> Parts | None:
-    table, positions = sizes.parts(node.inputs[0]), whole_numbers(node.inputs[1])
+    table, positions = sizes.parts(node.inputs[0]), whole_numbers(operand(node, 1))
     if table is None or positions is None or node.attributes.get_int("axis", 0) != 0:
         return None
     return [table[position] for position in positions] if all(-len(table) <= at < len(table) for at in positions) else None
@@ -66,7 +71,7 @@ def _cast(sizes: Sizes, node: ir.Node) -> Parts | None:
 
 def _reshape(sizes: Sizes, node: ir.Node) -> Parts | None:
     parts = sizes.parts(node.inputs[0])
-    return parts if parts is not None and whole_numbers(node.inputs[1]) in ([-1], [len(parts)]) else None
+    return parts if parts is not None and whole_numbers(operand(node, 1)) in ([-1], [len(parts)]) else None
 
 
 def _constant_of_shape(sizes: Sizes, node: ir.Node) -> Parts | None:
@@ -79,7 +84,7 @@ def _constant_of_shape(sizes: Sizes, node: ir.Node) -> Parts | None:
 
 
 def _pairs(sizes: Sizes, node: ir.Node) -> list[tuple[Size | None, Size | None]] | None:
-    left, right = sizes.parts(node.inputs[0]), sizes.parts(node.inputs[1])
+    left, right = sizes.parts(node.inputs[0]), sizes.parts(operand(node, 1))
     if left is None or right is None:
         return None
     length = max(len(left), len(right))

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from monograph.export.fusion.sharing.shape_values import whole_numbers
+from monograph.export.fusion.sharing.shape_values import operand, whole_numbers
 from monograph.export.fusion.sharing.size_rules import reduced_axes
 from monograph.export.fusion.sharing.sizes import Size, Sizes
 
@@ -79,7 +79,7 @@ def _constant_shape(old: list[Size | None], new: list[Size]) -> list[Size] | Non
 
 
 def _unify_expand(node: ir.Node, sizes: Sizes) -> None:
-    parts, rank = sizes.known_parts(node.inputs[1]), sizes.rank(node.inputs[0])
+    parts, rank = sizes.known_parts(operand(node, 1)), sizes.rank(node.inputs[0])
     if parts is None or rank is None or rank > len(parts):
         return
     old = [1] * (len(parts) - rank) + [sizes.size(node.inputs[0], axis) for axis in range(rank)]
@@ -114,7 +114,7 @@ def _join_unsqueezes(node: ir.Node, graph: ir.Graph) -> None:
     inner = None if source is None else source.producer()
     if inner is None or inner.op_type != "Unsqueeze":
         return
-    first, second = whole_numbers(inner.inputs[1]), whole_numbers(node.inputs[1])
+    first, second = whole_numbers(operand(inner, 1)), whole_numbers(operand(node, 1))
     if first is None or second is None or min(first + second) < 0 or max(first) >= min(second):
         return
     axes = np.array(sorted([*first, *second]), np.int64)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from monograph.export.fusion.sharing.shape_values import whole_numbers
+from monograph.export.fusion.sharing.shape_values import operand, whole_numbers
 
 if TYPE_CHECKING:
     from monograph.export.fusion.sharing.sizes import Size, Sizes
@@ -59,7 +59,7 @@ def _transpose(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | Non
 
 def _reshape(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
     """A size that is written is taken, a copied 0 is the data's, and -1 stands for what is left of the data's sizes."""
-    parts = sizes.known_parts(node.inputs[1])
+    parts = sizes.known_parts(operand(node, 1))
     if parts is None or axis >= len(parts):
         return None
     if parts[axis] == 0:
@@ -89,15 +89,15 @@ def _quotient(data: Sequence[Size], parts: Sequence[Size]) -> Size | None:
 def _gather(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
     """The axis that is gathered over gives way to the axes of the indices."""
     over = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-    index_rank = sizes.rank(node.inputs[1], depth)
+    index_rank = sizes.rank(operand(node, 1), depth)
     if over < 0 or index_rank is None:
         return None
     if axis < over:
         return sizes.size(node.inputs[0], axis, depth)
     if axis >= over + index_rank:
         return sizes.size(node.inputs[0], axis - index_rank + 1, depth)
-    size = sizes.size(node.inputs[1], axis - over, depth)
-    return _table_rows(sizes, node.inputs[1], axis - over) if size is None else size
+    size = sizes.size(operand(node, 1), axis - over, depth)
+    return _table_rows(sizes, operand(node, 1), axis - over) if size is None else size
 
 
 def _matmul(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
@@ -120,14 +120,14 @@ def _matmul(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
 
 
 def _unsqueeze(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
-    axes = whole_numbers(node.inputs[1])
+    axes = whole_numbers(operand(node, 1))
     if axes is None or min(axes) < 0:
         return None
     return 1 if axis in axes else sizes.size(node.inputs[0], axis - sum(new < axis for new in axes), depth)
 
 
 def _squeeze(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
-    axes = whole_numbers(node.inputs[1]) if len(node.inputs) > 1 else None
+    axes = whole_numbers(operand(node, 1))
     rank = sizes.rank(node.inputs[0], depth)
     if axes is None or rank is None:
         return None
@@ -160,7 +160,7 @@ def _concat(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
 
 def _expand(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
     """Of the size that is there and the one that is asked for, the one that is not 1."""
-    parts, rank = sizes.parts(node.inputs[1]), sizes.rank(node.inputs[0], depth)
+    parts, rank = sizes.parts(operand(node, 1)), sizes.rank(node.inputs[0], depth)
     if parts is None or rank is None:
         return None
     longest = max(rank, len(parts))
@@ -189,11 +189,11 @@ def reduced_axes(node: ir.Node) -> list[int] | None:
     """Return the axes that a reduction states, as an attribute or as a constant; None where it states none."""
     if "axes" in node.attributes:
         return list(node.attributes["axes"].as_ints())
-    return whole_numbers(node.inputs[1]) if len(node.inputs) > 1 else None
+    return whole_numbers(operand(node, 1))
 
 
 def _slice(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
-    axes = whole_numbers(node.inputs[3]) if len(node.inputs) > 3 else None
+    axes = whole_numbers(operand(node, 3))
     return None if axes is None or min(axes) < 0 or axis in axes else sizes.size(node.inputs[0], axis, depth)
 
 
@@ -202,7 +202,7 @@ def _windowed(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None
     if axis == 0:
         return sizes.size(node.inputs[0], 0, depth)
     if axis == 1:
-        return sizes.size(node.inputs[1], 0, depth) if node.op_type == "Conv" else sizes.size(node.inputs[0], 1, depth)
+        return sizes.size(operand(node, 1), 0, depth) if node.op_type == "Conv" else sizes.size(node.inputs[0], 1, depth)
     if node.op_type.startswith("Global"):
         return 1
     size = sizes.size(node.inputs[0], axis, depth)
@@ -213,19 +213,21 @@ def _window_count(sizes: Sizes, node: ir.Node, position: int, size: int) -> int 
     """Return ``⌊(size + pads - dilation·(kernel - 1) - 1) / stride⌋ + 1``, as the operators of ONNX say."""
     if node.attributes.get_string("auto_pad", "NOTSET") != "NOTSET" or node.attributes.get_int("ceil_mode", 0) != 0:
         return None
-    kernel: Size | None = _numbers(node, "kernel_shape", position)
+    kernel = _number(node, "kernel_shape", position)
     if kernel is None and node.op_type == "Conv":
-        kernel = sizes.size(node.inputs[1], position + 2)
-    if not isinstance(kernel, int):
+        written = sizes.size(operand(node, 1), position + 2)
+        kernel = written if isinstance(written, int) else None
+    if kernel is None:
         return None
-    stride, dilation = (_numbers(node, name, position) or 1 for name in ("strides", "dilations"))
+    stride, dilation = (_number(node, name, position) or 1 for name in ("strides", "dilations"))
     pads = list(node.attributes["pads"].as_ints()) if "pads" in node.attributes else []
-    padding = pads[position] + pads[position + len(pads) // 2] if pads else 0
+    padding = sum(pads[position :: len(pads) // 2]) if pads else 0
     return (size + padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-def _numbers(node: ir.Node, name: str, position: int) -> int | None:
-    return int(node.attributes[name].as_ints()[position]) if name in node.attributes else None
+def _number(node: ir.Node, name: str, position: int) -> int | None:
+    numbers = node.attributes[name].as_ints() if name in node.attributes else ()
+    return int(numbers[position]) if position < len(numbers) else None
 
 
 def _gemm(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
@@ -241,15 +243,15 @@ def _table_rows(sizes: Sizes, value: ir.Value | None, axis: int) -> Size | None:
     """
     node = _producer(value)
     if node is not None and node.op_type == "Gather" and "axis" not in node.attributes:
-        return _table_rows(sizes, node.inputs[1], axis)
+        return _table_rows(sizes, operand(node, 1), axis)
     if node is None or node.op_type != "Slice" or node.inputs[0] is None or len(node.inputs) < 4:
         return None
     table = node.inputs[0].const_value
     steps = whole_numbers(node.inputs[4]) if len(node.inputs) > 4 else [1]
-    axes = whole_numbers(node.inputs[3])
-    if table is None or axis >= len(table.shape) or axes != [axis] or steps != [1] or whole_numbers(node.inputs[1]) != [0]:
+    axes = whole_numbers(operand(node, 3))
+    if table is None or axis >= len(table.shape) or axes != [axis] or steps != [1] or whole_numbers(operand(node, 1)) != [0]:
         return None
-    end = sizes.parts(node.inputs[2])
+    end = sizes.parts(operand(node, 2))
     return end[0] if end and end[0] is not None else None
 
 
@@ -275,7 +277,7 @@ SIZE_RULES: dict[str, Callable[[Sizes, ir.Node, int, int], Size | None]] = {
 
 
 def _rank_of_reshape(sizes: Sizes, node: ir.Node, depth: int) -> int | None:
-    parts = sizes.parts(node.inputs[1])
+    parts = sizes.parts(operand(node, 1))
     return None if parts is None else len(parts)
 
 
@@ -285,17 +287,17 @@ def _rank_of_broadcast(sizes: Sizes, node: ir.Node, depth: int) -> int | None:
 
 
 def _rank_of_expand(sizes: Sizes, node: ir.Node, depth: int) -> int | None:
-    parts, inner = sizes.parts(node.inputs[1]), sizes.rank(node.inputs[0], depth)
+    parts, inner = sizes.parts(operand(node, 1)), sizes.rank(node.inputs[0], depth)
     return None if parts is None or inner is None else max(len(parts), inner)
 
 
 def _rank_of_gather(sizes: Sizes, node: ir.Node, depth: int) -> int | None:
-    table, index = sizes.rank(node.inputs[0], depth), sizes.rank(node.inputs[1], depth)
+    table, index = sizes.rank(node.inputs[0], depth), sizes.rank(operand(node, 1), depth)
     return None if table is None or index is None else table + index - 1
 
 
 def _rank_of_unsqueeze(sizes: Sizes, node: ir.Node, depth: int) -> int | None:
-    inner, axes = sizes.rank(node.inputs[0], depth), whole_numbers(node.inputs[1])
+    inner, axes = sizes.rank(node.inputs[0], depth), whole_numbers(operand(node, 1))
     return None if inner is None or axes is None else inner + len(axes)
 
 
