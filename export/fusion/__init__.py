@@ -1,7 +1,19 @@
 """The fusion compiler: many ONNX graphs to one, planned, built and proven."""
 
 from monograph.export.fusion.fit import fit_fusion
-from monograph.export.fusion.fuse import FUSION_KEY, Cost, Fused, estimate_cost, fuse
+from monograph.export.fusion.fuse import FUSION_BATCH_SIZES, FUSION_KEY, Cost, Fused, MembersApart, estimate_cost, fuse
 from monograph.export.fusion.plan import FusionPlan, Member, plan_fusion
 
-__all__ = ["FUSION_KEY", "Cost", "Fused", "FusionPlan", "Member", "estimate_cost", "fit_fusion", "fuse", "plan_fusion"]
+__all__ = [
+    "FUSION_BATCH_SIZES",
+    "FUSION_KEY",
+    "Cost",
+    "Fused",
+    "FusionPlan",
+    "Member",
+    "MembersApart",
+    "estimate_cost",
+    "fit_fusion",
+    "fuse",
+    "plan_fusion",
+]

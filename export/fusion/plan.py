@@ -98,7 +98,15 @@ class FusionPlan:
             for member in self.members
         ]
         fit = asdict(replace(self.fit, stacking=None)) if self.fit else None  # the combiner's weights stand in the graph
-        return json.dumps({"form": self.form, "members": members, "fit": fit})
+        stacking = self.mixing.stacking
+        return json.dumps(
+            {
+                "form": self.form,
+                "members": members,
+                "fit": fit,
+                "stacking_sha256": stacking.sha256() if stacking else None,
+            }
+        )
 
 
 def plan_fusion(
