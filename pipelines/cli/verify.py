@@ -15,7 +15,7 @@ from monograph.pipelines.progress import Progress
 def verify(
     model: Annotated[Path, typer.Argument(help="An ONNX file that monograph wrote.")],
     further: Annotated[
-        list[str] | None, typer.Argument(metavar="", help="Further files of --members.", show_default=False)
+        list[str] | None, typer.Argument(metavar="MEMBER", help="Further files of --members.", show_default=False)
     ] = None,
     on: Annotated[str, typer.Option(help="The target; `monograph targets` lists them.")] = "cpu",
     members: Annotated[
@@ -23,7 +23,7 @@ def verify(
         typer.Option(
             "--members",
             metavar="A.onnx B.onnx …",
-            help="The files that were fused, in any order: their SHA-256 is checked, and the fused graph compared with them afresh.",
+            help="The files that were fused, in any order: their SHA-256 is checked, and the fusion compared with them afresh.",
         ),
     ] = None,
     data: Annotated[

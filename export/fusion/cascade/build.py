@@ -21,6 +21,7 @@ from monograph.export.fusion.cascade.gates import GATES, emit_calibrated, emit_s
 from monograph.export.fusion.cascade.plan import CascadePlan
 from monograph.export.fusion.members import detach, free_prefix, ir_dtype, load_member, take_apart
 from monograph.export.fusion.plan import Member
+from monograph.export.fusion.sharing import record_members
 from monograph.models.contract import Kind
 
 _OLDEST_IR_VERSION = 8
@@ -58,6 +59,7 @@ def build_cascade(plan: CascadePlan) -> ir.Model:
     model = ir.Model(graph, ir_version=collected.ir_version, producer_name="monograph")
     Sequential(RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())(model)
     _remove_unused_initializers(model)
+    record_members(model, [member.name for member in plan.members])
     return model
 
 

@@ -1,10 +1,23 @@
-"""Which members a merged node or weight belongs to; names begin with ``member/``, the first member's name is kept."""
+"""Which members a node belongs to: in its name, which begins with ``member/``, and where that does not say, in its metadata.
+
+What joins the members is named ``fusion/…`` and belongs to those whose numbers reach it; what prepares a shared input, to
+those that it feeds. A merged node keeps the first member's name and belongs to all that it was merged of.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import onnx
 import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from monograph.errors import SourceError
 
 MEMBERS_KEY = "monograph.members"
+_FUSION_KEY = "monograph.fusion"
 
 
 def members_of(item: ir.Node | ir.Value) -> list[str]:
@@ -18,3 +31,78 @@ def record_merge(kept: ir.Node | ir.Value, dropped: ir.Node | ir.Value) -> None:
     members = list(dict.fromkeys([*members_of(kept), *members_of(dropped)]))
     if len(members) > 1:
         kept.metadata_props[MEMBERS_KEY] = ",".join(members)
+
+
+def record_members(model: ir.Model, names: Sequence[str]) -> None:
+    """Note on every node of the finished graph whose name does not tell it which of the members ``names`` it serves."""
+    served: dict[ir.Node, set[str]] = {}
+    _follow_forward(model.graph, set(names), served)
+    for node in reversed(served):  # users after what they use
+        if not served[node]:
+            users = {user for value in node.outputs for user in value.consumers()}
+            served[node] = set().union(*(served[user] for user in users)) or set(names)
+    for node, members in served.items():
+        told = [name for name in names if name in members]
+        if told != [(node.name or "").split("/")[0]]:
+            node.metadata_props[MEMBERS_KEY] = ",".join(told)
+
+
+def _follow_forward(graph: ir.Graph, names: set[str], served: dict[ir.Node, set[str]]) -> None:
+    """Enter for each node, in order, the members that it is told to serve, and, for what joins them, all that reach it."""
+    for node in graph:
+        served[node] = set()  # entered before its branches, so that those come after it
+        branches = list(_subgraphs(node))
+        for branch in branches:
+            _follow_forward(branch, names, served)
+        told = set(members_of(node))
+        if not told <= names:
+            sources = {value.producer() for value in node.inputs if value is not None}
+            sources |= {inner for branch in branches for inner in branch.all_nodes()}
+            reached = set().union(*(served[source] for source in sources if source is not None))
+            told = reached | (told & names) if reached else set()
+        served[node] = told
+
+
+def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type is ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type is ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def members_by_node(path: Path) -> dict[str, tuple[str, ...]]:
+    """Return, for every node of a fused file, those of its branches included, the names of the members that it serves.
+
+    Raises:
+        SourceError: the file cannot be read, or is no fusion.
+    """
+    try:
+        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise SourceError(f"{path} is missing or is not an ONNX file: give a file that `monograph fuse` wrote") from error
+    names = _member_names(proto, path)
+    members: dict[str, tuple[str, ...]] = {}
+    for node in _all_nodes(proto.graph.node):
+        recorded = next((entry.value for entry in node.metadata_props if entry.key == MEMBERS_KEY), None)
+        told = recorded.split(",") if recorded else [node.name.split("/")[0]]
+        members[node.name] = tuple(name for name in names if name in told or name in members.get(node.name, ()))
+    return members
+
+
+def _member_names(proto: onnx.ModelProto, path: Path) -> list[str]:
+    text = next((entry.value for entry in proto.metadata_props if entry.key == _FUSION_KEY), None)
+    if text is None:
+        raise SourceError(f"{path} is no fusion: it says nothing of members under {_FUSION_KEY!r}")
+    try:
+        return [str(member["name"]) for member in json.loads(text)["members"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise SourceError(f"{path}: metadata {_FUSION_KEY!r} is damaged: fuse again") from error
+
+
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                yield from _all_nodes(graph.node)
