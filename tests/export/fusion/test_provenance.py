@@ -117,9 +117,9 @@ def test_preparation_of_a_shared_picture(write_model: WriteModel, fuse_files: Fu
     assert ("a", "b") in {told for name, told in members.items() if name.startswith("fusion/Mul_")}  # pixels to 0 … 1, once
 
 
-def test_names_that_repeat_within_a_member(write_model: WriteModel, fuse_files: FuseFiles):
+def test_a_name_that_an_unnamed_node_would_get(write_model: WriteModel, fuse_files: FuseFiles):
     proto = onnx.parser.parse_model(classifier("y = MatMul(x, w) r = Relu(y) logits = Tanh(r)"))
-    for node, name in zip(proto.graph.node, ("Relu_1", "", "Relu_1"), strict=True):
+    for node, name in zip(proto.graph.node, ("Relu_1", "", "last"), strict=True):
         node.name = name
     weights = [{"w": RNG.standard_normal((4, 3), dtype=np.float32)} for _ in range(2)]
     twice = write_model("twice", proto, weights[0])
