@@ -1,14 +1,15 @@
 """The writer of golden batches: what a proof ran on and what the reference gave, made small enough to travel in the file.
 
-Rows that several batches hold are stored once. Batches are taken from the smallest on while the budget lasts; what is left
-out is named in the record. See :mod:`monograph.runtime.golden`, which reads it.
+Rows that several batches hold are stored once. Batches are taken from the smallest on while the budget lasts; one that does
+not fit any more is run again on the rows of a smaller one, repeated. What cannot be kept at all is named in the record.
+See :mod:`monograph.runtime.golden`, which reads it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +36,41 @@ def golden_json(
     *,
     reference: str,
     tolerance: float,
+    prove_again: Callable[[GoldenBatch], GoldenBatch],
     left_out: Sequence[LeftOut] = (),
     budget_bytes: int = BUDGET_BYTES,
 ) -> str:
     """Return the record of ``batches``, which were proven on the written file ``staged``, for the metadata of that file.
 
-    Outputs are rounded to the type that ``contract`` gives them. ``left_out`` are batches that cannot be run on this file.
+    Args:
+        batches: with what the reference gave for them; outputs are rounded to the type that ``contract`` gives them.
+        contract: of the file.
+        staged: the file, its external data beside it and nothing else.
+        reference: what the outputs are of, in words.
+        tolerance: of the proof.
+        prove_again: proves a batch of other rows and returns it with what the reference gives for it.
+        left_out: batches of the proof that cannot be run on this file.
+        budget_bytes: of all arrays, compressed.
+
+    Raises:
+        ParityError: a batch of repeated rows turned out not to be equal.
     """
     stored_random = sum(_input_bytes(batch) for batch in batches if batch.recipe is not None) <= _STORED_RANDOM_BYTES
     store = _Store(contract, budget_bytes)
     records: dict[int, dict[str, Any]] = {}
+    kept: dict[str | None, GoldenBatch] = {}
     missing: list[LeftOut] = []
     for position in sorted(range(len(batches)), key=lambda position: batches[position].batch_size):
         batch = batches[position]
-        record = store.add(batch, by_recipe=batch.recipe is not None and not stored_random)
-        if record is not None:
-            records[position] = record
+        by_recipe = batch.recipe is not None and not stored_random
+        record = store.add(batch, by_recipe=by_recipe)
+        if record is None and not by_recipe and batch.case in kept:
+            batch = prove_again(_repeated(kept[batch.case], batch.batch_size))
+            record = store.add(batch, by_recipe=False)
+        if record is None:
+            missing.append(LeftOut(batch.batch_size, batch.rows, batch.case, "its rows are too large to be kept in the file"))
         else:
-            reason = f"it does not fit into the {budget_bytes * 4 // 3 / 1e6:.1f} MB that a file keeps of its proof"
-            missing.append(LeftOut(batch.batch_size, batch.rows, batch.case, reason))
+            records[position], kept[batch.case] = record, batch
     data_files = sorted(file for file in staged.parent.iterdir() if file.is_file() and file.name != staged.name)
     return json.dumps(
         {
@@ -68,6 +85,17 @@ def golden_json(
             "left_out": [asdict(item) for item in (*missing, *left_out)],
             "data": join(store.arrays),
         }
+    )
+
+
+def _repeated(batch: GoldenBatch, batch_size: int) -> GoldenBatch:
+    """Return a larger batch made of the rows of a smaller one."""
+    positions = np.arange(batch_size) % batch.batch_size
+    inputs: Mapping[str, Array] = {
+        name: array[positions] if _has_rows(array, batch.batch_size) else array for name, array in batch.inputs.items()
+    }
+    return replace(
+        batch, batch_size=batch_size, rows=f"repeated {batch.rows.removeprefix('repeated ')}", inputs=inputs, expected={}
     )
 
 
@@ -90,7 +118,8 @@ class _Store:
 
     def add(self, batch: GoldenBatch, *, by_recipe: bool) -> dict[str, Any] | None:
         """Return the record of ``batch``; None, with nothing stored, where it does not fit."""
-        if by_recipe and (batch.recipe is None or drawn_bytes(batch.recipe, self.contract) > LARGEST_BYTES):
+        size = sum(array.nbytes for array in (*batch.inputs.values(), *batch.expected.values()))
+        if size > self.unpacked_left or (by_recipe and batch.recipe and drawn_bytes(batch.recipe, self.contract) > LARGEST_BYTES):
             return None
         inputs = {} if by_recipe else batch.inputs
         fresh = {name: self._new_rows(name, array, batch.batch_size) for name, array in inputs.items()}
@@ -99,6 +128,7 @@ class _Store:
         positions = self._store(wanted)
         if positions is None:
             return None
+        self.unpacked_left -= size
         record: dict[str, Any] = {"batch_size": batch.batch_size, "rows": batch.rows, "case": batch.case}
         if by_recipe:
             assert batch.recipe is not None
@@ -111,13 +141,11 @@ class _Store:
 
     def _store(self, wanted: Sequence[Array]) -> list[int] | None:
         """Store arrays and return where; None, with nothing stored, where they do not fit."""
-        unpacked = sum(array.nbytes for array in wanted)
-        packed = [pack(array) for array in wanted] if unpacked <= self.unpacked_left else []
+        packed = [pack(array) for array in wanted]
         size = sum(len(array.data) for array in packed)
-        if len(packed) < len(wanted) or size > self.packed_left:
+        if size > self.packed_left:
             return None
         self.packed_left -= size
-        self.unpacked_left -= unpacked
         first = len(self.arrays)
         self.arrays += packed
         return list(range(first, len(self.arrays)))
@@ -151,9 +179,13 @@ class _Store:
         return array.astype(dtype) if array.dtype.kind == "f" and dtype.kind == "f" else array
 
 
+def _has_rows(array: Array, batch_size: int) -> bool:
+    return array.ndim > 0 and len(array) == batch_size
+
+
 def _as_rows(array: Array, batch_size: int) -> Array:
     """Return ``array``, or one row that is all of it where its first axis does not run over the batch."""
-    return array if array.ndim > 0 and len(array) == batch_size else array[None]
+    return array if _has_rows(array, batch_size) else array[None]
 
 
 def _row_bytes(row: Array) -> bytes:

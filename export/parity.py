@@ -5,7 +5,7 @@ Shape letters: ``b`` batch, ``c`` classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -102,42 +102,46 @@ def prove_parity(
             scale, in shape, or in where it is infinite or not a number.
         DataError: ``rows`` lack an input.
     """
-    batches = draw_batches(contract, rows, batch_sizes, seed)
-    proof = prove_batches(reference, candidate, batches, contract, names=names, tolerance=tolerance, on_batch=on_batch)
-    return replace(proof, seed=seed)
+    comparisons: list[BatchParity] = []
+    for batch in draw_batches(contract, rows, batch_sizes, seed):
+        compared, golden = prove_batch(reference, candidate, batch, contract, names=names, tolerance=tolerance)
+        comparisons += compared
+        on_batch(golden)
+    return ParityProof(*names, tolerance, seed, tuple(comparisons))
 
 
-def prove_batches(
+def prove_batch(
     reference: Computation,
     candidate: Computation,
-    batches: Iterable[GoldenBatch],
+    batch: GoldenBatch,
     contract: Contract,
     *,
     names: tuple[str, str],
-    tolerance: float = TOLERANCE,
-    on_batch: Callable[[GoldenBatch], None] = lambda batch: None,
-) -> ParityProof:
-    """Run both on given batches and compare; errors are those of :func:`prove_parity`."""
+    tolerance: float,
+) -> tuple[tuple[BatchParity, ...], GoldenBatch]:
+    """Run both on one batch; return the comparisons, and the batch with what the reference gave for it.
+
+    Raises:
+        ParityError: as :func:`prove_parity` does.
+    """
     reference_name, candidate_name = names
     comparisons: list[BatchParity] = []
-    for batch in batches:
-        size, kind = batch.batch_size, batch.rows
-        expected = reference(batch.inputs)
-        try:
-            got = candidate(batch.inputs)
-        except (SourceError, WorkerError) as error:
-            raise ParityError(f"{candidate_name} does not run at batch {size}: {error}; nothing was written") from error
-        for spec in contract.outputs:
-            comparison = _compare(expected[spec.name], got[spec.name], size, spec.name, kind, contract)
-            if not comparison.relative_error <= tolerance:
-                raise ParityError(
-                    f"{candidate_name} does not compute the same as {reference_name}: output {spec.name!r} at batch {size} on "
-                    f"{kind} rows differs by {comparison.max_abs_error:.3g}, allowed {tolerance:g} of {comparison.scale:.3g}; "
-                    "nothing was written"
-                )
-            comparisons.append(comparison)
-        on_batch(replace(batch, expected={spec.name: expected[spec.name] for spec in contract.outputs}))
-    return ParityProof(reference_name, candidate_name, tolerance, 0, tuple(comparisons))
+    size, kind = batch.batch_size, batch.rows
+    expected = reference(batch.inputs)
+    try:
+        got = candidate(batch.inputs)
+    except (SourceError, WorkerError) as error:
+        raise ParityError(f"{candidate_name} does not run at batch {size}: {error}; nothing was written") from error
+    for spec in contract.outputs:
+        comparison = _compare(expected[spec.name], got[spec.name], size, spec.name, kind, contract)
+        if not comparison.relative_error <= tolerance:
+            raise ParityError(
+                f"{candidate_name} does not compute the same as {reference_name}: output {spec.name!r} at batch {size} on "
+                f"{kind} rows differs by {comparison.max_abs_error:.3g}, allowed {tolerance:g} of {comparison.scale:.3g}; "
+                "nothing was written"
+            )
+        comparisons.append(comparison)
+    return tuple(comparisons), replace(batch, expected={spec.name: expected[spec.name] for spec in contract.outputs})
 
 
 def _fixed_batch_size(contract: Contract, rows: Rows | None) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ import torch
 
 from monograph.errors import ConfigError, ContractError, ExportError, MonographError
 from monograph.export.golden import golden_json
-from monograph.export.parity import BATCH_SIZES, TOLERANCE, Computation, ParityProof, open_when_run, prove_parity
+from monograph.export.parity import BATCH_SIZES, TOLERANCE, Computation, ParityProof, open_when_run, prove_batch, prove_parity
 from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Contract, random_inputs
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import write_onnx
@@ -113,21 +113,28 @@ def write_proven(
     proofs: list[ParityProof] = []
 
     def prove(staged: Path) -> dict[str, str]:
+        candidate = open_when_run(staged)
         batches: list[GoldenBatch] = []
-        proofs.append(
-            prove_parity(
-                reference,
-                open_when_run(staged),
-                contract,
-                names=names,
-                rows=rows,
-                batch_sizes=batch_sizes,
-                tolerance=tolerance,
-                on_batch=batches.append,
-            )
+        proof = prove_parity(
+            reference,
+            candidate,
+            contract,
+            names=names,
+            rows=rows,
+            batch_sizes=batch_sizes,
+            tolerance=tolerance,
+            on_batch=batches.append,
         )
-        golden = golden_json(batches, contract, staged, reference=names[0], tolerance=tolerance)
-        return {PROOF_KEY: json.dumps(asdict(proofs[0])), GOLDEN_KEY: golden}
+        proofs.append(proof)
+        golden = golden_json(
+            batches,
+            contract,
+            staged,
+            reference=proof.reference,
+            tolerance=tolerance,
+            prove_again=lambda batch: prove_batch(reference, candidate, batch, contract, names=names, tolerance=tolerance)[1],
+        )
+        return {PROOF_KEY: json.dumps(asdict(proof)), GOLDEN_KEY: golden}
 
     entries = {CONTRACT_KEY: contract.to_json()} | (metadata or {})
     if tokenizer_json is not None:

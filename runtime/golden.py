@@ -202,7 +202,8 @@ class _Reader:
         """Return the rows at ``rows`` of the chunks, put one after the other; one number means an array that has no rows."""
         chunks = [self.arrays[_whole(index)] for index in where["chunks"]]
         rows = where["rows"]
-        self._spend(sum(chunk.nbytes for chunk in chunks))
+        if sum(chunk.nbytes for chunk in chunks) > LARGEST_BYTES:
+            raise ValueError(f"rows of more than {LARGEST_BYTES} bytes")
         table = np.concatenate(chunks)
         if not isinstance(rows, list):
             return np.asarray(table[_whole(rows)])
@@ -226,11 +227,13 @@ class _Reader:
             raise ValueError(f"{recipe.draws} x {recipe.size} random rows")
         pool = replace(recipe, chosen=None)
         if pool not in self.drawn:
-            self._spend(drawn_bytes(pool, contract))
+            if drawn_bytes(pool, contract) > LARGEST_BYTES:
+                raise ValueError(f"random rows of more than {LARGEST_BYTES} bytes")
             self.drawn = {pool: pool.draw(contract)}  # batches of one pool follow each other
         inputs = self.drawn[pool]
+        row_bytes = sum(array.nbytes // max(len(array), 1) for array in inputs.values())
+        self._spend(row_bytes * (pool.draws * pool.size if recipe.chosen is None else len(recipe.chosen)))
         if recipe.chosen is not None:
-            self._spend(len(recipe.chosen) * sum(array.nbytes // max(len(array), 1) for array in inputs.values()))
             inputs = {key: array[list(recipe.chosen)] for key, array in inputs.items()}
         if inputs_sha256(inputs) != batch["inputs_sha256"]:
             made = ", ".join(f"{package} {version}" for package, version in made_by.items())

@@ -28,7 +28,7 @@ from monograph.export.fusion.cascade.gates import GATES, calibrated
 from monograph.export.fusion.cascade.plan import CascadePlan
 from monograph.export.fusion.fuse import FUSION_BATCH_SIZES, FUSION_KEY, run_member
 from monograph.export.golden import golden_json
-from monograph.export.parity import TOLERANCE, Computation, ParityProof, open_when_run, prove_batches
+from monograph.export.parity import TOLERANCE, BatchParity, Computation, ParityProof, open_when_run, prove_batch
 from monograph.export.trace import PROOF_KEY
 from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Kind
 from monograph.models.data.rows import Rows
@@ -146,17 +146,20 @@ def fuse_cascade(
     cases: list[CascadeProof] = []
 
     def prove(staged: Path) -> dict[str, str]:
-        proven: list[GoldenBatch] = []
         with TemporaryDirectory(prefix="monograph-cascade-") as folder:
-            for case, proof, batch in _prove_cases(plan, staged, Path(folder), rows, batch_sizes, tolerance):
+            proving = _Proving(plan, staged, Path(folder), max(tolerance, plan.rounding))
+            compared: list[BatchParity] = []
+            proven: list[GoldenBatch] = []
+            for case, batch in draw_cases(plan, proving.apart, rows, batch_sizes):
+                comparisons, golden = proving.prove(batch, case.thresholds)
                 cases.append(case)
-                proofs.append(proof)
-                proven.append(batch)
-        proofs[:] = [replace(proofs[0], batches=tuple(batch for proof in proofs for batch in proof.batches))]
-        return {
-            PROOF_KEY: json.dumps(asdict(proofs[0]) | {"cases": [asdict(case) for case in cases]}),
-            GOLDEN_KEY: _golden_json(plan, staged, cases, proven, proofs[0]),
-        }
+                compared += comparisons
+                proven.append(golden)
+            proofs.append(ParityProof(*proving.names, proving.tolerance, 0, tuple(compared)))
+            return {
+                PROOF_KEY: json.dumps(asdict(proofs[0]) | {"cases": [asdict(case) for case in cases]}),
+                GOLDEN_KEY: proving.golden_json(cases, proven),
+            }
 
     metadata = {CONTRACT_KEY: plan.contract.to_json(), FUSION_KEY: plan.to_json()}
     if plan.tokenizer_json is not None:
@@ -174,46 +177,50 @@ def fuse_cascade(
     return Cascaded(read_onnx(path), plan, proofs[0], tuple(cases), node_count)
 
 
-def _golden_json(
-    plan: CascadePlan, staged: Path, cases: Sequence[CascadeProof], proven: Sequence[GoldenBatch], proof: ParityProof
-) -> str:
-    """Keep the batches that were run with the plan's own thresholds; the file has no others."""
-    own = [case.thresholds == plan.thresholds for case in cases]
-    left_out = [
-        LeftOut(
-            batch.batch_size,
-            batch.rows,
-            batch.case,
-            f"it was proven by another threshold ({', '.join(f'{threshold:.4g}' for threshold in case.thresholds)})",
+class _Proving:
+    """Proves batches of a written cascade; where a case needs other thresholds, of the same graph with those."""
+
+    def __init__(self, plan: CascadePlan, staged: Path, folder: Path, tolerance: float) -> None:
+        self.plan, self.staged, self.folder, self.tolerance = plan, staged, folder, tolerance
+        self.names = ("the members run apart", staged.name)
+        self.apart = CascadeApart(plan)
+        self.variants: dict[tuple[float, ...], Path] = {plan.thresholds: staged}
+
+    def prove(self, batch: GoldenBatch, thresholds: tuple[float, ...]) -> tuple[tuple[BatchParity, ...], GoldenBatch]:
+        """Return the comparisons, and the batch with what the members run apart give for it."""
+        return prove_batch(
+            self.apart.with_thresholds(thresholds),
+            open_when_run(self._variant(thresholds)),
+            batch,
+            self.plan.contract,
+            names=self.names,
+            tolerance=self.tolerance,
         )
-        for batch, case, is_own in zip(proven, cases, own, strict=True)
-        if not is_own
-    ]
-    kept = [batch for batch, is_own in zip(proven, own, strict=True) if is_own]
-    return golden_json(kept, plan.contract, staged, reference=proof.reference, tolerance=proof.tolerance, left_out=left_out)
+
+    def _variant(self, thresholds: tuple[float, ...]) -> Path:
+        if thresholds not in self.variants:
+            path = self.variants[thresholds] = self.folder / f"{len(self.variants)}.onnx"
+            write_onnx(build_cascade(replace(self.plan, thresholds=thresholds)), path, {}, lambda staged: {})
+        return self.variants[thresholds]
+
+    def golden_json(self, cases: Sequence[CascadeProof], proven: Sequence[GoldenBatch]) -> str:
+        """Keep the batches that were run with the plan's own thresholds, the only ones that the file has."""
+        own = self.plan.thresholds
+        pairs = list(zip(cases, proven, strict=True))
+        return golden_json(
+            [batch for case, batch in pairs if case.thresholds == own],
+            self.plan.contract,
+            self.staged,
+            reference=self.names[0],
+            tolerance=self.tolerance,
+            prove_again=lambda batch: self.prove(batch, own)[1],
+            left_out=[_proven_otherwise(case, batch) for case, batch in pairs if case.thresholds != own],
+        )
 
 
-def _prove_cases(
-    plan: CascadePlan, staged: Path, folder: Path, rows: Rows | None, batch_sizes: Sequence[int], tolerance: float
-) -> Iterator[tuple[CascadeProof, ParityProof, GoldenBatch]]:
-    """Prove every case at every batch size: with the plan's thresholds where rows allow, else with others."""
-    apart = CascadeApart(plan)
-    variants: dict[tuple[float, ...], Path] = {plan.thresholds: staged}
-    for case, batch in draw_cases(plan, apart, rows, batch_sizes):
-        if case.thresholds not in variants:
-            variant = variants[case.thresholds] = folder / f"{len(variants)}.onnx"
-            write_onnx(build_cascade(replace(plan, thresholds=case.thresholds)), variant, {}, lambda staged: {})
-        compared: list[GoldenBatch] = []
-        proof = prove_batches(
-            apart.with_thresholds(case.thresholds),
-            open_when_run(variants[case.thresholds]),
-            [batch],
-            plan.contract,
-            names=("the members run apart", staged.name),
-            tolerance=max(tolerance, plan.rounding),
-            on_batch=compared.append,
-        )
-        yield case, proof, compared[0]
+def _proven_otherwise(case: CascadeProof, batch: GoldenBatch) -> LeftOut:
+    thresholds = ", ".join(f"{threshold:.4g}" for threshold in case.thresholds)
+    return LeftOut(batch.batch_size, batch.rows, batch.case, f"proven with other thresholds ({thresholds})")
 
 
 def draw_cases(
