@@ -188,8 +188,9 @@ def _as_rows(array: Array, batch_size: int) -> Array:
     return array if _has_rows(array, batch_size) else array[None]
 
 
-def _row_bytes(row: Array) -> bytes:
-    return repr(row.tolist()).encode() if row.dtype.kind in "OUST" else np.ascontiguousarray(row).tobytes()
+def _row_bytes(row: Any) -> bytes:
+    array = np.asarray(row)  # a row of texts may be a str of Python's
+    return repr(array.tolist()).encode() if array.dtype.kind in "OUST" else array.tobytes()
 
 
 def _input_bytes(batch: GoldenBatch) -> int:

@@ -263,7 +263,7 @@ def inputs_sha256(inputs: Mapping[str, Array]) -> str:
     """Return one digest of all arrays, in hexadecimal."""
     digest = hashlib.sha256()
     for name in sorted(inputs):
-        array = np.ascontiguousarray(inputs[name])
+        array = np.asarray(inputs[name])
         digest.update(f"{name}:{array.dtype.str}:{array.shape};".encode() + array.tobytes())
     return digest.hexdigest()
 

@@ -54,7 +54,7 @@ def pack(array: Array) -> Packed:
     array = np.asarray(array)
     if array.dtype.kind in "OST":
         array = np.asarray(array.tolist(), np.str_).reshape(array.shape)
-    array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+    array = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
     dtype = array.dtype.str if array.dtype.itemsize else "<U1"
     if not _DTYPE.fullmatch(dtype):
         raise TypeError(f"arrays of type {array.dtype} cannot be stored")
