@@ -5,7 +5,7 @@ Shape letters: ``b`` batch, ``c`` classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from monograph.runtime.session import open_session
 
 Array = npt.NDArray[Any]
 Computation = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+"""One with a method ``over`` is given all batches at once: what it loads for them, it loads once."""
 
 BATCH_SIZES = (1, 2, 5)
 TOLERANCE = 1e-4
@@ -102,46 +103,61 @@ def prove_parity(
             scale, in shape, or in where it is infinite or not a number.
         DataError: ``rows`` lack an input.
     """
-    comparisons: list[BatchParity] = []
-    for batch in draw_batches(contract, rows, batch_sizes, seed):
-        compared, golden = prove_batch(reference, candidate, batch, contract, names=names, tolerance=tolerance)
-        comparisons += compared
+    batches = list(draw_batches(contract, rows, batch_sizes, seed))
+    proven = prove_batches(reference, candidate, batches, contract, names=names, tolerance=tolerance)
+    for _, golden in proven:
         on_batch(golden)
-    return ParityProof(*names, tolerance, seed, tuple(comparisons))
+    return ParityProof(*names, tolerance, seed, tuple(comparison for compared, _ in proven for comparison in compared))
 
 
-def prove_batch(
+def prove_batches(
     reference: Computation,
     candidate: Computation,
-    batch: GoldenBatch,
+    batches: Sequence[GoldenBatch],
     contract: Contract,
     *,
     names: tuple[str, str],
     tolerance: float,
-) -> tuple[tuple[BatchParity, ...], GoldenBatch]:
-    """Run both on one batch; return the comparisons, and the batch with what the reference gave for it.
+) -> list[tuple[tuple[BatchParity, ...], GoldenBatch]]:
+    """Run both on given batches; return the comparisons of each, and the batch with what the reference gave for it.
 
     Raises:
         ParityError: as :func:`prove_parity` does.
     """
-    reference_name, candidate_name = names
-    comparisons: list[BatchParity] = []
-    size, kind = batch.batch_size, batch.rows
-    expected = reference(batch.inputs)
-    try:
-        got = candidate(batch.inputs)
-    except (SourceError, WorkerError) as error:
-        raise ParityError(f"{candidate_name} does not run at batch {size}: {error}; nothing was written") from error
-    for spec in contract.outputs:
-        comparison = _compare(expected[spec.name], got[spec.name], size, spec.name, kind, contract)
+    proven = []
+    references, candidates = (
+        run_each(computation, [batch.inputs for batch in batches]) for computation in (reference, candidate)
+    )
+    for batch, expected in zip(batches, references, strict=True):
+        try:
+            got = next(candidates)
+        except (SourceError, WorkerError) as error:
+            raise ParityError(f"{names[1]} does not run at batch {batch.batch_size}: {error}; nothing was written") from error
+        golden = replace(batch, expected={spec.name: expected[spec.name] for spec in contract.outputs})
+        proven.append((_compare_outputs(golden, got, contract, names, tolerance), golden))
+    return proven
+
+
+def run_each(computation: Computation, batches: Sequence[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
+    """Yield the outputs of each batch; nothing runs before the first is asked for."""
+    over: Callable[..., Iterable[Mapping[str, Array]]] | None = getattr(computation, "over", None)
+    yield from map(computation, batches) if over is None else over(batches)
+
+
+def _compare_outputs(
+    batch: GoldenBatch, got: Mapping[str, Array], contract: Contract, names: tuple[str, str], tolerance: float
+) -> tuple[BatchParity, ...]:
+    comparisons = []
+    for name, expected in batch.expected.items():
+        comparison = _compare(expected, got[name], batch.batch_size, name, batch.rows, contract)
         if not comparison.relative_error <= tolerance:
             raise ParityError(
-                f"{candidate_name} does not compute the same as {reference_name}: output {spec.name!r} at batch {size} on "
-                f"{kind} rows differs by {comparison.max_abs_error:.3g}, allowed {tolerance:g} of {comparison.scale:.3g}; "
+                f"{names[1]} does not compute the same as {names[0]}: output {name!r} at batch {batch.batch_size} on "
+                f"{batch.rows} rows differs by {comparison.max_abs_error:.3g}, allowed {tolerance:g} of {comparison.scale:.3g}; "
                 "nothing was written"
             )
         comparisons.append(comparison)
-    return tuple(comparisons), replace(batch, expected={spec.name: expected[spec.name] for spec in contract.outputs})
+    return tuple(comparisons)
 
 
 def _fixed_batch_size(contract: Contract, rows: Rows | None) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ import torch
 
 from monograph.errors import ConfigError, ContractError, ExportError, MonographError
 from monograph.export.golden import golden_json
-from monograph.export.parity import BATCH_SIZES, TOLERANCE, Computation, ParityProof, open_when_run, prove_batch, prove_parity
+from monograph.export.parity import BATCH_SIZES, TOLERANCE, Computation, ParityProof, open_when_run, prove_batches, prove_parity
 from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Contract, random_inputs
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import write_onnx
@@ -126,13 +126,18 @@ def write_proven(
             on_batch=batches.append,
         )
         proofs.append(proof)
+
+        def prove_again(batch: GoldenBatch) -> GoldenBatch:
+            ((_, golden),) = prove_batches(reference, candidate, [batch], contract, names=names, tolerance=tolerance)
+            return golden
+
         golden = golden_json(
             batches,
             contract,
             staged,
             reference=proof.reference,
             tolerance=tolerance,
-            prove_again=lambda batch: prove_batch(reference, candidate, batch, contract, names=names, tolerance=tolerance)[1],
+            prove_again=prove_again,
         )
         return {PROOF_KEY: json.dumps(asdict(proof)), GOLDEN_KEY: golden}
 

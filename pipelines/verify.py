@@ -10,7 +10,7 @@ from monograph.errors import ConfigError, SourceError
 from monograph.export.fusion import FUSION_BATCH_SIZES, FusionPlan, MembersApart
 from monograph.export.fusion.cascade import CascadeApart, CascadePlan, draw_cases
 from monograph.export.fusion.record import match_members, plan_again, read_record
-from monograph.export.parity import TOLERANCE, draw_batches
+from monograph.export.parity import TOLERANCE, draw_batches, run_each
 from monograph.models.data.rows import Rows
 from monograph.models.digest import file_sha256, graph_sha256
 from monograph.models.onnx_file import OnnxFile, read_onnx
@@ -160,11 +160,10 @@ def _against_members(
 
 
 def _fusion_checks(plan: FusionPlan, session: Session, rows: Rows | None, tolerance: float) -> tuple[Check, ...]:
-    apart = MembersApart(plan)
-    checks: list[Check] = []
-    for batch in draw_batches(plan.contract, rows, FUSION_BATCH_SIZES, _SEED):
-        checks += check_batch(replace(batch, expected=apart(batch.inputs)), session, tolerance)
-    return tuple(checks)
+    batches = list(draw_batches(plan.contract, rows, FUSION_BATCH_SIZES, _SEED))
+    outputs = run_each(MembersApart(plan), [batch.inputs for batch in batches])
+    golden = [replace(batch, expected=expected) for batch, expected in zip(batches, outputs, strict=True)]
+    return tuple(check for batch in golden for check in check_batch(batch, session, tolerance))
 
 
 def _cascade_checks(plan: CascadePlan, session: Session, rows: Rows | None, tolerance: float) -> tuple[Check, ...]:

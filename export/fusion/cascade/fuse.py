@@ -28,7 +28,7 @@ from monograph.export.fusion.cascade.gates import GATES, calibrated
 from monograph.export.fusion.cascade.plan import CascadePlan
 from monograph.export.fusion.fuse import FUSION_BATCH_SIZES, FUSION_KEY, run_member
 from monograph.export.golden import golden_json
-from monograph.export.parity import TOLERANCE, BatchParity, Computation, ParityProof, open_when_run, prove_batch
+from monograph.export.parity import TOLERANCE, BatchParity, Computation, ParityProof, open_when_run, prove_batches
 from monograph.export.trace import PROOF_KEY
 from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Kind
 from monograph.models.data.rows import Rows
@@ -188,14 +188,15 @@ class _Proving:
 
     def prove(self, batch: GoldenBatch, thresholds: tuple[float, ...]) -> tuple[tuple[BatchParity, ...], GoldenBatch]:
         """Return the comparisons, and the batch with what the members run apart give for it."""
-        return prove_batch(
+        (proven,) = prove_batches(
             self.apart.with_thresholds(thresholds),
             open_when_run(self._variant(thresholds)),
-            batch,
+            [batch],
             self.plan.contract,
             names=self.names,
             tolerance=self.tolerance,
         )
+        return proven
 
     def _variant(self, thresholds: tuple[float, ...]) -> Path:
         if thresholds not in self.variants:
