@@ -18,6 +18,8 @@ from monograph.errors import SourceError
 
 MEMBERS_KEY = "monograph.members"
 _FUSION_KEY = "monograph.fusion"
+_SOUP = "soup"
+"""Every node of one serves all members, whose weights were averaged."""
 
 
 def members_of(item: ir.Node | ir.Value) -> list[str]:
@@ -58,7 +60,7 @@ def _follow_forward(graph: ir.Graph, names: set[str], served: dict[ir.Node, set[
         if not told <= names:
             sources = {value.producer() for value in node.inputs if value is not None}
             sources |= {inner for branch in branches for inner in branch.all_nodes()}
-            reached = set().union(*(served[source] for source in sources if source is not None))
+            reached = set().union(*(served.get(source, set()) for source in sources if source is not None))
             told = reached | (told & names) if reached else set()
         served[node] = told
 
@@ -81,21 +83,23 @@ def members_by_node(path: Path) -> dict[str, tuple[str, ...]]:
         proto = onnx.load(str(path), format="protobuf", load_external_data=False)
     except (DecodeError, OSError) as error:
         raise SourceError(f"{path} is missing or is not an ONNX file: give a file that `monograph fuse` wrote") from error
-    names = _member_names(proto, path)
+    form, names = _read_record(proto, path)
     members: dict[str, tuple[str, ...]] = {}
     for node in _all_nodes(proto.graph.node):
         recorded = next((entry.value for entry in node.metadata_props if entry.key == MEMBERS_KEY), None)
-        told = recorded.split(",") if recorded else [node.name.split("/")[0]]
+        told = recorded.split(",") if recorded else names if form == _SOUP else [node.name.split("/")[0]]
         members[node.name] = tuple(name for name in names if name in told or name in members.get(node.name, ()))
     return members
 
 
-def _member_names(proto: onnx.ModelProto, path: Path) -> list[str]:
+def _read_record(proto: onnx.ModelProto, path: Path) -> tuple[str, list[str]]:
+    """Return the form of the fusion and the names of its members."""
     text = next((entry.value for entry in proto.metadata_props if entry.key == _FUSION_KEY), None)
     if text is None:
         raise SourceError(f"{path} is no fusion: it says nothing of members under {_FUSION_KEY!r}")
     try:
-        return [str(member["name"]) for member in json.loads(text)["members"]]
+        record = json.loads(text)
+        return str(record["form"]), [str(member["name"]) for member in record["members"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SourceError(f"{path}: metadata {_FUSION_KEY!r} is damaged: fuse again") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -126,6 +127,26 @@ def test_a_name_that_an_unnamed_node_would_get(write_model: WriteModel, fuse_fil
     fused = fuse_files([twice, write_model("other", classifier("logits = MatMul(x, w)"), weights[1])])
     members = every_node_tells(fused.file.path)
     assert sum(told == ("twice",) for told in members.values()) >= 3
+
+
+def test_weights_that_were_averaged_serve_all(write_linear: WriteModel):
+    path = write_linear("soup").path
+    proto = onnx.load(path)
+    record = {"form": "soup", "members": [{"name": "a"}, {"name": "b"}]}
+    onnx.helper.set_model_props(proto, {"monograph.fusion": json.dumps(record)})
+    proto.graph.node[0].name = "dense"
+    onnx.save(proto, path)
+    assert members_by_node(path) == {"dense": ("a", "b")}
+
+
+@pytest.mark.parametrize("record", ["", "[]", '{"form": "logits"}', "[" * 100_000])
+def test_a_damaged_record(write_linear: WriteModel, record: str):
+    path = write_linear("damaged").path
+    proto = onnx.load(path)
+    onnx.helper.set_model_props(proto, {"monograph.fusion": record})
+    onnx.save(proto, path)
+    with pytest.raises(SourceError, match=r"metadata 'monograph\.fusion' is damaged: fuse again"):
+        members_by_node(path)
 
 
 def test_a_file_that_is_no_fusion(write_linear: WriteModel, tmp_path: Path):
