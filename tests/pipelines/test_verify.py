@@ -17,8 +17,9 @@ import pytest
 from onnx import numpy_helper
 
 import monograph
-from monograph.errors import ConfigError
+from monograph.errors import ConfigError, InputError
 from monograph.models.contract import CONTRACT_KEY, Contract, Kind, TensorSpec
+from monograph.models.digest import graph_sha256
 from monograph.pipelines.cascade import cascade_models
 from monograph.pipelines.cli import _exit_code
 from monograph.pipelines.fuse import fuse_models
@@ -309,6 +310,24 @@ class TestFaults:
         assert code in (1, 2)
         assert err.count("monograph:") == 1
         assert "Traceback" not in err
+
+
+def test_bits_flipped_anywhere(world: Mapping[str, Path], tmp_path: Path):
+    path = cascade_models([world["a"], world["b"]], tmp_path / "cascade.onnx", thresholds=[0.6]).file.path
+    whole, graph = path.read_bytes(), graph_sha256(path)
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for position in np.concatenate([rng.integers(0, 1500, 60), rng.integers(0, len(whole), 60)]):
+        flipped = bytes([whole[position] ^ (1 << rng.integers(8))])
+        path.write_bytes(whole[:position] + flipped + whole[position + 1 :])
+        try:
+            found = monograph.verify_model(path)
+        except InputError:
+            outcomes.add("refused")
+            continue
+        outcomes.add("passed" if found.passed else "failed")
+        assert not found.passed or graph_sha256(path) == graph
+    assert outcomes == {"refused", "failed", "passed"}  # the last where metadata tell of something else
 
 
 class TestWrongInput:

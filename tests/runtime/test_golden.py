@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 
 from monograph.errors import SourceError
 from monograph.export.trace import write_proven
-from monograph.models.contract import CONTRACT_KEY, Contract, Kind, TensorSpec
+from monograph.models.contract import CONTRACT_KEY, Contract, ImagePreprocessing, Kind, TensorSpec
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import load_graph, read_onnx
-from monograph.runtime.golden import GOLDEN_KEY, Golden, check_golden, read_golden
+from monograph.runtime.golden import GOLDEN_KEY, Golden, RandomRows, check_golden, inputs_sha256, read_golden
 from monograph.runtime.packing import join, pack
 from monograph.runtime.session import Session, open_session
 
@@ -128,6 +128,25 @@ class TestWhatAFileHolds:
 
     def test_a_file_without(self, tmp_path: Path):
         assert read_golden({}) is None
+
+
+def test_random_rows_are_those_of_earlier_releases():
+    """Files hold recipes for years: where numpy, or the drawing of rows, comes to draw others, they cannot be checked."""
+    specs = (
+        TensorSpec("x", "float32", ("batch", 3)),
+        TensorSpec("pixels", "float32", ("batch", 1, 2, 2), ImagePreprocessing(scale=1.0)),
+        TensorSpec("input_ids", "int64", ("batch", "length"), upper_bound=30_522),
+        TensorSpec("attention_mask", "int64", ("batch", "length")),
+    )
+    contract = Contract(specs, (TensorSpec("y", "float32", ("batch", 2)),), Kind.LOGITS)
+    rows = RandomRows((0, 3), draws=2, size=3, sequence_length=7, chosen=(5, 0, 2)).draw(contract)
+    assert {name: array.shape for name, array in rows.items()} == {
+        "x": (3, 3),
+        "pixels": (3, 1, 2, 2),
+        "input_ids": (3, 7),
+        "attention_mask": (3, 7),
+    }
+    assert inputs_sha256(rows) == "5c9e7c88f440b4db9879d82111e9ed5eecf745e34f0c7cbb22121cb630a80efc"
 
 
 def test_it_needs_neither_torch_nor_onnx(write: Write):

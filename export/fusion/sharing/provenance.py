@@ -79,17 +79,28 @@ def members_by_node(path: Path) -> dict[str, tuple[str, ...]]:
     Raises:
         SourceError: the file cannot be read, or is no fusion.
     """
+    return {node.name: members for node, members in _read_members(path)}
+
+
+def members_by_output(path: Path) -> dict[str, tuple[str, ...]]:
+    """Return the same for every value that a node gives: ONNX Runtime calls nodes that it fuses after what they give.
+
+    Raises:
+        SourceError: the file cannot be read, or is no fusion.
+    """
+    return {name: members for node, members in _read_members(path) for name in node.output if name}
+
+
+def _read_members(path: Path) -> Iterator[tuple[onnx.NodeProto, tuple[str, ...]]]:
     try:
         proto = onnx.load(str(path), format="protobuf", load_external_data=False)
     except (DecodeError, OSError) as error:
         raise SourceError(f"{path} is missing or is not an ONNX file: give a file that `monograph fuse` wrote") from error
     form, names = _read_record(proto, path)
-    members: dict[str, tuple[str, ...]] = {}
     for node in _all_nodes(proto.graph.node):
         recorded = next((entry.value for entry in node.metadata_props if entry.key == MEMBERS_KEY), None)
         told = recorded.split(",") if recorded else names if form == _SOUP else [node.name.split("/")[0]]
-        members[node.name] = tuple(name for name in names if name in told or name in members.get(node.name, ()))
-    return members
+        yield node, tuple(name for name in names if name in told)
 
 
 def _read_record(proto: onnx.ModelProto, path: Path) -> tuple[str, list[str]]:

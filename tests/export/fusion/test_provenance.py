@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 from monograph.errors import FusionError, SourceError
 from monograph.export.fusion import Fused, plan_fusion
 from monograph.export.fusion.cascade import fuse_cascade, plan_cascade
-from monograph.export.fusion.sharing import members_by_node
+from monograph.export.fusion.sharing import members_by_node, members_by_output
 from monograph.models.contract import Contract, ImagePreprocessing, Kind, TensorSpec
 from monograph.models.onnx_file import OnnxFile
 
@@ -116,6 +118,29 @@ def test_preparation_of_a_shared_picture(write_model: WriteModel, fuse_files: Fu
     offsets = [told for name, told in members.items() if name.startswith("fusion/Add_")]
     assert sorted(offsets) == [("a",), ("b",)]
     assert ("a", "b") in {told for name, told in members.items() if name.startswith("fusion/Mul_")}  # pixels to 0 … 1, once
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the layout of Conv, and so the names, differ by processor")
+def test_what_onnx_runtime_ran_is_told_too(write_model: WriteModel, fuse_files: FuseFiles, tmp_path: Path):
+    """Its optimiser makes nodes of several, under the names of what they give."""
+    text = """<ir_version: 8, opset_import: ["": 20]> m (float[batch, 16, 8, 8] x) => (float[batch, 16] logits)
+        { c = Conv<pads = [1, 1, 1, 1]>(x, k) r = Relu(c) d = Conv(r, l) s = Relu(d) g = GlobalAveragePool(s)
+          logits = Flatten(g) }"""
+    trunk = {"k": RNG.standard_normal((16, 16, 3, 3), dtype=np.float32)}
+    own = [{"l": RNG.standard_normal((16, 16, 3, 3), dtype=np.float32)} for _ in range(2)]
+    fused = fuse_files([write_model(name, text, trunk | own[n]) for n, name in enumerate("ab")])
+    options = ort.SessionOptions()
+    options.enable_profiling, options.profile_file_prefix = True, str(tmp_path / "profile")
+    session = ort.InferenceSession(str(fused.file.path), options)
+    session.run(None, {"x": np.zeros((1, 16, 8, 8), np.float32)})
+    events = json.loads(Path(session.end_profiling()).read_text())
+    by_node, by_output = members_by_node(fused.file.path), members_by_output(fused.file.path)
+    told = set()
+    for event in events:
+        if event["args"].get("op_name") == "Conv":
+            name = event["name"].removesuffix("_kernel_time")
+            told.add(by_node.get(name) or by_output[name.removesuffix("_nchwc")])
+    assert told == {("a",), ("b",), ("a", "b")}
 
 
 def test_a_name_that_an_unnamed_node_would_get(write_model: WriteModel, fuse_files: FuseFiles):
