@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from monograph.export.fusion.cascade import CascadePlan, plan_cascade
 from monograph.export.fusion.forms import FORMS, Stacking
 from monograph.export.fusion.forms.stacking import COEFFICIENTS, INTERCEPT
 from monograph.export.fusion.fuse import FUSION_KEY
-from monograph.export.fusion.plan import FusionPlan, plan_fusion
+from monograph.export.fusion.plan import FusionPlan, check_temperatures, plan_fusion
 from monograph.export.fusion.weights import WeightFit
 from monograph.models.onnx_file import OnnxFile
 
@@ -44,6 +43,8 @@ class FusionRecord:
     temperatures: tuple[float, ...]
     thresholds: tuple[float, ...]
     gate: str | None
+    fit: Mapping[str, Any] | None
+    """Fields of :class:`WeightFit` but the combiner, whose weights stand in the graph."""
     stacking_sha256: str | None
 
 
@@ -68,13 +69,16 @@ def read_record(file: OnnxFile) -> FusionRecord | None:
             temperatures=tuple(map(float, temperatures)),
             thresholds=tuple(map(float, record.get("thresholds") or ())),
             gate=record.get("gate"),
+            fit=record.get("fit"),
             stacking_sha256=record.get("stacking_sha256"),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:80]
-        raise SourceError(
-            f"{file.path}: metadata {FUSION_KEY!r} is damaged ({type(error).__name__} {reason}): fuse again"
-        ) from error
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: OnnxFile, error: Exception) -> SourceError:
+    reason = " ".join(str(error).split())[:80]
+    return SourceError(f"{file.path}: metadata {FUSION_KEY!r} is damaged ({type(error).__name__} {reason}): fuse again")
 
 
 def _number(value: Any) -> float | None:
@@ -112,16 +116,25 @@ def plan_again(record: FusionRecord, fused: OnnxFile, members: Sequence[OnnxFile
 
     Raises:
         FusionError: the members cannot be fused so.
-        SourceError: ``fused`` lacks the fitted combiner that its record speaks of, or has another one.
+        SourceError: ``fused`` lacks the fitted combiner that its record speaks of, or has another one; or its record holds
+            something else than numbers.
     """
+    try:
+        return _plan_again(record, fused, members)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(fused, error) from error
+
+
+def _plan_again(record: FusionRecord, fused: OnnxFile, members: Sequence[OnnxFile]) -> FusionPlan | CascadePlan:
     names = [member.name for member in record.members]
     if record.form == _CASCADE:
         cascade = plan_cascade(members, names=names, gate=record.gate, thresholds=record.thresholds)
-        return replace(cascade, temperatures=record.temperatures)
+        contracts = [file.contract for file in members]
+        return replace(cascade, temperatures=check_temperatures(record.temperatures, contracts, names))
     if record.form not in FORMS:
         raise FusionError(f"{fused.path.name} is a fusion of the form {record.form!r}, which has no members to run apart")
     weights = None if FORMS[record.form].joins_features else [member.weight or 0.0 for member in record.members]
-    fit = _refitted(record, fused, weights or ()) if record.stacking_sha256 else None
+    fit = _fit_with_combiner(record, fused) if record.stacking_sha256 else None
     return plan_fusion(
         members,
         names=names,
@@ -132,23 +145,12 @@ def plan_again(record: FusionRecord, fused: OnnxFile, members: Sequence[OnnxFile
     )
 
 
-def _refitted(record: FusionRecord, fused: OnnxFile, weights: Sequence[float]) -> WeightFit:
-    """Return a fit with the numbers that were recorded, and nothing of what they gained."""
+def _fit_with_combiner(record: FusionRecord, fused: OnnxFile) -> WeightFit:
+    """Return the fit that was recorded, with the combiner's weights as the graph holds them."""
     stacking = _read_stacking(fused)
     if stacking.sha256() != record.stacking_sha256:
         raise SourceError(f"{fused.path}: the combiner in the graph is not the one that was fitted: fuse again")
-    unknown = (math.nan,) * len(weights)
-    return WeightFit(
-        weights=tuple(weights),
-        row_count=0,
-        rows_sha256="",
-        nll=math.nan,
-        equal_weights_nll=math.nan,
-        member_nll=unknown,
-        form=record.form,
-        temperatures=record.temperatures,
-        stacking=stacking,
-    )
+    return WeightFit(**(dict(record.fit or {}) | {"stacking": stacking, "gain": None}))
 
 
 def _read_stacking(fused: OnnxFile) -> Stacking:

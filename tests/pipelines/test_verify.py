@@ -373,6 +373,40 @@ class TestWrongInput:
         assert (code, out) == (2, "")
         assert "fuse again" in err
 
+    @pytest.mark.parametrize(
+        ("form", "change"),
+        [
+            ("stack", {"fit": {"nll": "x"}}),
+            ("stack", {"fit": None}),
+            ("stack", {"fit": {"surprise": 1}}),
+            ("stack", {"stacking_sha256": 7}),
+            ("stack", {"form": ["stack"]}),
+            ("cascade", {"gate": ["margin"]}),
+            ("cascade", {"gate": None, "thresholds": []}),
+            ("cascade", {"thresholds": ["NaN"]}),
+            ("cascade", {"temperatures": [None, 1]}),
+            ("cascade", {"temperatures": [1]}),
+        ],
+    )
+    def test_a_record_that_holds_no_numbers(
+        self, run: Run, world: Mapping[str, Path], tmp_path: Path, form: str, change: dict[str, Any]
+    ):
+        paths, out = [world["a"], world["b"]], tmp_path / "fused.onnx"
+        if form == "cascade":
+            cascade_models(paths, out, thresholds=[0.6])
+        else:
+            fuse_models(paths, out, fit=str(world["rows"]), combine="stack")
+        proto = onnx.load(out)
+        metadata = {entry.key: entry.value for entry in proto.metadata_props}
+        record = json.loads(metadata["monograph.fusion"])
+        for key, value in change.items():
+            record[key] = record[key] | value if isinstance(value, dict) else value
+        onnx.helper.set_model_props(proto, metadata | {"monograph.fusion": json.dumps(record)})
+        onnx.save(proto, out)
+        code, printed, err = run("verify", out, "--members", *paths)
+        assert (code, printed) == (2, "")
+        assert err.count("monograph:") == 1
+
     def test_not_a_number(self, fused: Path):
         with pytest.raises(ConfigError, match="tolerance nan: give 0 or more"):
             monograph.verify_model(fused, tolerance=float("nan"))
