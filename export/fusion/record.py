@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import onnx
@@ -14,7 +13,6 @@ from onnx import numpy_helper
 from monograph.errors import FusionError, SourceError
 from monograph.export.fusion.cascade import CascadePlan, plan_cascade
 from monograph.export.fusion.forms import FORMS, Stacking
-from monograph.export.fusion.forms.stacking import COEFFICIENTS, INTERCEPT
 from monograph.export.fusion.fuse import FUSION_KEY
 from monograph.export.fusion.plan import FusionPlan, check_temperatures, plan_fusion
 from monograph.export.fusion.weights import WeightFit
@@ -154,10 +152,14 @@ def _fit_with_combiner(record: FusionRecord, fused: OnnxFile) -> WeightFit:
 
 
 def _read_stacking(fused: OnnxFile) -> Stacking:
+    """Return the weights of the Gemm that gives the output."""
     proto = onnx.load(str(fused.path), format="protobuf", load_external_data=False)
-    found: Mapping[str, onnx.TensorProto] = {tensor.name: tensor for tensor in proto.graph.initializer}
-    if not {COEFFICIENTS, INTERCEPT} <= set(found):
-        raise SourceError(f"{fused.path}: the graph lacks the weights of its combiner ({COEFFICIENTS}): fuse again")
-    folder = str(Path(fused.path).absolute().parent)
-    matrix, bias = (numpy_helper.to_array(found[name], base_dir=folder) for name in (COEFFICIENTS, INTERCEPT))
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    output = fused.contract.output.name
+    gemm = next((node for node in proto.graph.node if output in node.output and node.op_type == "Gemm"), None)
+    names = list(gemm.input[1:]) if gemm else []
+    if len(names) != 2 or not set(names) <= set(tensors):
+        raise SourceError(f"{fused.path}: the graph does not end in the combiner that was fitted: fuse again")
+    folder = str(fused.path.absolute().parent)
+    matrix, bias = (numpy_helper.to_array(tensors[name], base_dir=folder) for name in names)
     return Stacking(tuple(map(tuple, matrix.tolist())), tuple(bias.tolist()))

@@ -19,8 +19,6 @@ from monograph.export.fusion.forms.geometric import emit_log_probabilities, log_
 from monograph.models.contract import Kind
 
 Array = npt.NDArray[Any]
-COEFFICIENTS, INTERCEPT = "fusion/stacking/coefficients", "fusion/stacking/intercept"
-"""Names of the combiner's weights in the graph, from which a proof made afresh reads them."""
 
 
 def _fitted(mixing: Mixing) -> Stacking:
@@ -32,8 +30,8 @@ def _fitted(mixing: Mixing) -> Stacking:
 def _emit(tape: Tape, values: Sequence[ir.Value], mixing: Mixing) -> ir.Value:
     stacking = _fitted(mixing)
     features = tape.op("Concat", list(values), {"axis": -1})  # float32 [b, m·c]
-    coefficients = tape.initializer(ir.tensor(np.array(stacking.coefficients, np.float32), name=COEFFICIENTS))
-    intercept = tape.initializer(ir.tensor(np.array(stacking.intercept, np.float32), name=INTERCEPT))
+    coefficients = tape.initializer(ir.tensor(np.array(stacking.coefficients, np.float32), name="fusion/stacking/coefficients"))
+    intercept = tape.initializer(ir.tensor(np.array(stacking.intercept, np.float32), name="fusion/stacking/intercept"))
     return tape.op("Gemm", [features, coefficients, intercept])
 
 
