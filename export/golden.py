@@ -27,6 +27,7 @@ BUDGET_BYTES = 1_500_000
 """Of all arrays, compressed: 2 MB of text."""
 _STORED_RANDOM_BYTES = 128 << 10
 """Random rows of more bytes are kept as the recipe that draws them again."""
+_TOO_LARGE = "its rows and outputs are too large to be kept in the file"
 
 
 def golden_json(
@@ -68,7 +69,7 @@ def golden_json(
             batch = prove_again(_repeated(kept[batch.case], batch.batch_size))
             record = store.add(batch, by_recipe=False)
         if record is None:
-            missing.append(LeftOut(batch.batch_size, batch.rows, batch.case, "its rows are too large to be kept in the file"))
+            missing.append(LeftOut(batch.batch_size, batch.rows, batch.case, _TOO_LARGE))
         else:
             records[position], kept[batch.case] = record, batch
     data_files = sorted(file for file in staged.parent.iterdir() if file.is_file() and file.name != staged.name)
@@ -94,9 +95,8 @@ def _repeated(batch: GoldenBatch, batch_size: int) -> GoldenBatch:
     inputs: Mapping[str, Array] = {
         name: array[positions] if _has_rows(array, batch.batch_size) else array for name, array in batch.inputs.items()
     }
-    return replace(
-        batch, batch_size=batch_size, rows=f"repeated {batch.rows.removeprefix('repeated ')}", inputs=inputs, expected={}
-    )
+    rows = f"repeated {batch.rows.removeprefix('repeated ')}"
+    return replace(batch, batch_size=batch_size, rows=rows, inputs=inputs, expected={}, recipe=None)
 
 
 @dataclass

@@ -124,7 +124,7 @@ class TestWhatAFileHolds:
         golden, _ = opened(write(LARGE.replace("3000", "600000"), rows=Rows({"x": noise})))
         assert golden.batches == ()
         assert [item.batch_size for item in golden.left_out] == list(SIZES)
-        assert golden.left_out[0].reason == "its rows are too large to be kept in the file"
+        assert golden.left_out[0].reason == "its rows and outputs are too large to be kept in the file"
 
     def test_a_file_without(self, tmp_path: Path):
         assert read_golden({}) is None
