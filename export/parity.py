@@ -5,19 +5,25 @@ Shape letters: ``b`` batch, ``c`` classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from monograph.errors import DataError, ParityError, SourceError, WorkerError
-from monograph.models.contract import Contract, random_inputs
+from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
+from monograph.runtime.closeness import compare_arrays
+from monograph.runtime.golden import GoldenBatch, RandomRows
+from monograph.runtime.session import open_session
 
 Array = npt.NDArray[Any]
 Computation = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+"""One with a method ``over`` is given all batches at once: what it loads for them, it loads once."""
 
 BATCH_SIZES = (1, 2, 5)
 TOLERANCE = 1e-4
@@ -85,38 +91,73 @@ def prove_parity(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     tolerance: float = TOLERANCE,
     seed: int = 0,
+    on_batch: Callable[[GoldenBatch], None] = lambda batch: None,
 ) -> ParityProof:
     """Run both on the same rows and compare every output of ``contract``.
 
     Real rows are used where ``rows`` is given, else fresh random ones. A contract with a fixed batch size is proven
-    at that size only.
+    at that size only. ``on_batch`` is told each batch that was found equal, with what the reference gave for it.
 
     Raises:
         ParityError: the candidate cannot be run, or any output differs by more than ``tolerance`` of the reference's
             scale, in shape, or in where it is infinite or not a number.
         DataError: ``rows`` lack an input.
     """
-    reference_name, candidate_name = names
-    sizes = _fixed_batch_size(contract, rows) or tuple(batch_sizes)
-    rng = np.random.default_rng(seed)
-    comparisons: list[BatchParity] = []
-    for position, size in enumerate(sizes):
-        inputs, kind = _inputs(contract, rows, size, rng, _SEQUENCE_LENGTHS[position % len(_SEQUENCE_LENGTHS)])
-        expected = reference(inputs)
+    batches = list(draw_batches(contract, rows, batch_sizes, seed))
+    proven = prove_batches(reference, candidate, batches, contract, names=names, tolerance=tolerance)
+    for _, golden in proven:
+        on_batch(golden)
+    return ParityProof(*names, tolerance, seed, tuple(comparison for compared, _ in proven for comparison in compared))
+
+
+def prove_batches(
+    reference: Computation,
+    candidate: Computation,
+    batches: Sequence[GoldenBatch],
+    contract: Contract,
+    *,
+    names: tuple[str, str],
+    tolerance: float,
+) -> list[tuple[tuple[BatchParity, ...], GoldenBatch]]:
+    """Run both on given batches; return the comparisons of each, and the batch with what the reference gave for it.
+
+    Raises:
+        ParityError: as :func:`prove_parity` does.
+    """
+    proven = []
+    references, candidates = (
+        run_each(computation, [batch.inputs for batch in batches]) for computation in (reference, candidate)
+    )
+    for batch, expected in zip(batches, references, strict=True):
         try:
-            got = candidate(inputs)
+            got = next(candidates)
         except (SourceError, WorkerError) as error:
-            raise ParityError(f"{candidate_name} does not run at batch {size}: {error}; nothing was written") from error
-        for spec in contract.outputs:
-            comparison = _compare(expected[spec.name], got[spec.name], size, spec.name, kind, contract)
-            if not comparison.relative_error <= tolerance:
-                raise ParityError(
-                    f"{candidate_name} does not compute the same as {reference_name}: output {spec.name!r} at batch {size} on "
-                    f"{kind} rows differs by {comparison.max_abs_error:.3g}, allowed {tolerance:g} of {comparison.scale:.3g}; "
-                    "nothing was written"
-                )
-            comparisons.append(comparison)
-    return ParityProof(reference_name, candidate_name, tolerance, seed, tuple(comparisons))
+            raise ParityError(f"{names[1]} does not run at batch {batch.batch_size}: {error}; nothing was written") from error
+        golden = replace(batch, expected={spec.name: expected[spec.name] for spec in contract.outputs})
+        proven.append((_compare_outputs(golden, got, contract, names, tolerance), golden))
+    return proven
+
+
+def run_each(computation: Computation, batches: Sequence[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
+    """Yield the outputs of each batch; nothing runs before the first is asked for."""
+    over: Callable[..., Iterable[Mapping[str, Array]]] | None = getattr(computation, "over", None)
+    yield from map(computation, batches) if over is None else over(batches)
+
+
+def _compare_outputs(
+    batch: GoldenBatch, got: Mapping[str, Array], contract: Contract, names: tuple[str, str], tolerance: float
+) -> tuple[BatchParity, ...]:
+    comparisons = []
+    for name, expected in batch.expected.items():
+        comparison = _compare(expected, got[name], batch.batch_size, name, batch.rows, contract)
+        if not comparison.relative_error <= tolerance:
+            raise ParityError(
+                f"{names[1]} does not compute the same as {names[0]}: output {name!r} at batch {batch.batch_size} on "
+                f"{batch.rows} rows differs by {comparison.max_abs_error:.3g}, allowed {tolerance:g} of {comparison.scale:.3g}; "
+                "nothing was written"
+            )
+        comparisons.append(comparison)
+    return tuple(comparisons)
 
 
 def _fixed_batch_size(contract: Contract, rows: Rows | None) -> tuple[int, ...]:
@@ -126,16 +167,36 @@ def _fixed_batch_size(contract: Contract, rows: Rows | None) -> tuple[int, ...]:
     return fixed[:1] if len(fixed) == len(firsts) or rows is not None else ()
 
 
-def _inputs(
-    contract: Contract, rows: Rows | None, size: int, rng: np.random.Generator, sequence_length: int
-) -> tuple[dict[str, Array], str]:
-    if rows is None:
-        return random_inputs(contract, size, rng, sequence_length), "random"
+def open_when_run(path: Path) -> Computation:
+    """Return the file as a computation that is loaded at its first call.
+
+    By then the reference has run: where that refuses the rows, its message says more than ONNX Runtime's.
+    """
+    session = cache(partial(open_session, path, spinning=False))
+    return lambda inputs: session()(inputs)
+
+
+def draw_batches(contract: Contract, rows: Rows | None, batch_sizes: Sequence[int], seed: int = 0) -> Iterator[GoldenBatch]:
+    """Yield what a proof runs on, with nothing expected of it yet: real rows where there are any, else random ones.
+
+    Raises:
+        DataError: ``rows`` lack an input.
+    """
+    rng = np.random.default_rng(seed)
+    for position, size in enumerate(_fixed_batch_size(contract, rows) or tuple(batch_sizes)):
+        if rows is not None:
+            yield GoldenBatch(size, "real", _real_inputs(contract, rows, size, rng), {})
+            continue
+        # Each batch has a generator of its own, so that one can be drawn again without the others.
+        recipe = RandomRows((seed, position), 1, size, _SEQUENCE_LENGTHS[position % len(_SEQUENCE_LENGTHS)])
+        yield GoldenBatch(size, "random", recipe.draw(contract), {}, recipe=recipe)
+
+
+def _real_inputs(contract: Contract, rows: Rows, size: int, rng: np.random.Generator) -> Mapping[str, Array]:
     missing = [spec.name for spec in contract.inputs if spec.name not in rows.inputs]
     if missing:
         raise DataError(f"{rows.origin} has the columns {', '.join(rows.inputs)}, but the model takes {missing[0]!r} too")
-    chosen = rng.choice(len(rows), size, replace=len(rows) < size)
-    return dict(rows.take(chosen).inputs), "real"
+    return rows.take(rng.choice(len(rows), size, replace=len(rows) < size)).inputs
 
 
 def _compare(expected: Array, got: Array, size: int, name: str, kind: str, contract: Contract) -> BatchParity:
@@ -143,19 +204,14 @@ def _compare(expected: Array, got: Array, size: int, name: str, kind: str, contr
         raise ParityError(
             f"output {name!r} at batch {size} has shape {got.shape}, expected {expected.shape}; nothing was written"
         )
-    wide, other = expected.astype(np.float64), got.astype(np.float64)
-    finite = np.isfinite(wide)
-    same_gaps = np.array_equal(finite, np.isfinite(other)) and np.array_equal(wide[~finite], other[~finite], equal_nan=True)
-    wide, other = np.where(finite, wide, 0.0), np.where(finite, other, 0.0)
-    error = float(np.max(np.abs(wide - other), initial=0.0)) if same_gaps else float("inf")
-    norms = float(np.linalg.norm(wide) * np.linalg.norm(other))
-    has_classes = contract.kind.has_classes and name == contract.output.name and wide.size > 0
+    found = compare_arrays(expected, got)
+    has_classes = contract.kind.has_classes and name == contract.output.name and expected.size > 0
     return BatchParity(
         batch_size=size,
         output=name,
         rows=kind,
-        max_abs_error=error,
-        scale=float(np.max(np.abs(wide), initial=0.0)),
-        cosine=float(np.vdot(wide, other)) / norms if norms > 0 else 1.0,
-        top1_agreement=float(np.mean(wide.argmax(-1) == other.argmax(-1))) if has_classes else None,
+        max_abs_error=found.max_abs_error,
+        scale=found.scale,
+        cosine=found.cosine,
+        top1_agreement=float(np.mean(expected.argmax(-1) == got.argmax(-1))) if has_classes else None,
     )

@@ -13,7 +13,6 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,12 +23,13 @@ import onnx_ir as ir
 import torch
 
 from monograph.errors import ConfigError, ContractError, ExportError, MonographError
-from monograph.export.parity import BATCH_SIZES, TOLERANCE, Computation, ParityProof, prove_parity
+from monograph.export.golden import golden_json
+from monograph.export.parity import BATCH_SIZES, TOLERANCE, Computation, ParityProof, open_when_run, prove_batches, prove_parity
 from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Contract, random_inputs
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import write_onnx
 from monograph.models.torch_model import TorchModel
-from monograph.runtime.session import open_session
+from monograph.runtime.golden import GOLDEN_KEY, GoldenBatch
 
 PROOF_KEY = "monograph.proof"
 DEFAULT_OPSET = 20
@@ -113,20 +113,33 @@ def write_proven(
     proofs: list[ParityProof] = []
 
     def prove(staged: Path) -> dict[str, str]:
-        # Opened at the first call, after the reference has run: where that refuses the rows, its message says more.
-        session = cache(partial(open_session, staged, spinning=False))
-        proofs.append(
-            prove_parity(
-                reference,
-                lambda inputs: session()(inputs),
-                contract,
-                names=names,
-                rows=rows,
-                batch_sizes=batch_sizes,
-                tolerance=tolerance,
-            )
+        candidate = open_when_run(staged)
+        batches: list[GoldenBatch] = []
+        proof = prove_parity(
+            reference,
+            candidate,
+            contract,
+            names=names,
+            rows=rows,
+            batch_sizes=batch_sizes,
+            tolerance=tolerance,
+            on_batch=batches.append,
         )
-        return {PROOF_KEY: json.dumps(asdict(proofs[0]))}
+        proofs.append(proof)
+
+        def prove_again(batch: GoldenBatch) -> GoldenBatch:
+            ((_, golden),) = prove_batches(reference, candidate, [batch], contract, names=names, tolerance=tolerance)
+            return golden
+
+        golden = golden_json(
+            batches,
+            contract,
+            staged,
+            reference=proof.reference,
+            tolerance=tolerance,
+            prove_again=prove_again,
+        )
+        return {PROOF_KEY: json.dumps(asdict(proof)), GOLDEN_KEY: golden}
 
     entries = {CONTRACT_KEY: contract.to_json()} | (metadata or {})
     if tokenizer_json is not None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from monograph.pipelines.fuse import fuse_models, plan_models
     from monograph.pipelines.measure import measure_models
     from monograph.pipelines.run import run_pipeline
+    from monograph.pipelines.verify import verify_model
 
 __version__ = "0.1.0"
 
@@ -22,9 +23,10 @@ _VERBS = {
     "plan_models": "monograph.pipelines.fuse",
     "measure_models": "monograph.pipelines.measure",
     "run_pipeline": "monograph.pipelines.run",
+    "verify_model": "monograph.pipelines.verify",
 }
 
-__all__ = ["__version__", "export_model", "fuse_models", "measure_models", "plan_models", "run_pipeline"]
+__all__ = ["__version__", "export_model", "fuse_models", "measure_models", "plan_models", "run_pipeline", "verify_model"]
 
 
 def __getattr__(name: str) -> Any:

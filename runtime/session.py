@@ -55,7 +55,13 @@ class Session:
     def __init__(self, path: Path, ort_session: Any) -> None:
         self.path = path
         self.ort_session = ort_session
+        self.input_names: list[str] = [value.name for value in ort_session.get_inputs()]
         self.output_names: list[str] = [output.name for output in ort_session.get_outputs()]
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the file says of itself, by key: ``monograph.contract`` for example."""
+        return dict(self.ort_session.get_modelmeta().custom_metadata_map)
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one batch.

@@ -18,7 +18,7 @@ from monograph.export.fusion.align import MISSING, missing_value
 from monograph.export.fusion.forms import FORMS, Form
 from monograph.export.fusion.members import Prepared, detach, free_prefix, ir_dtype, load_member, take_apart
 from monograph.export.fusion.plan import FusionPlan, Member
-from monograph.export.fusion.sharing import Sharing, share_subgraphs
+from monograph.export.fusion.sharing import Sharing, record_members, share_subgraphs
 from monograph.models.contract import TensorSpec
 
 _OLDEST_IR_VERSION = 8
@@ -62,7 +62,9 @@ def build_graph(plan: FusionPlan) -> tuple[ir.Model, Sharing | None]:
     graph.sort()
     fused_model = ir.Model(graph, ir_version=ir_version, producer_name="monograph")
     Sequential(RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())(fused_model)
-    return fused_model, share_subgraphs(fused_model) if plan.share else None
+    sharing = share_subgraphs(fused_model) if plan.share else None
+    record_members(fused_model, [member.name for member in plan.running])
+    return fused_model, sharing
 
 
 def _graph_input(spec: TensorSpec) -> ir.Value:

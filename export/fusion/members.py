@@ -133,9 +133,14 @@ def _shared_symbols(inputs: Iterable[ir.Value], fed: Mapping[str, ir.Value]) -> 
 
 
 def _prefix_names(graph: ir.Graph, prefix: str, symbols: Mapping[str, str]) -> None:
-    """Rename every node, value and dimension of ``graph`` and its subgraphs; node names then tell the member."""
+    """Rename every node, value and dimension of ``graph`` and its subgraphs; node names then tell the member, and are unique."""
+    taken: set[str] = set()
     for position, node in enumerate(graph.all_nodes()):
-        node.name = f"{prefix}{node.name or f'{node.op_type}_{position}'}"
+        name = f"{prefix}{node.name or f'{node.op_type}_{position}'}"
+        while name in taken:  # two exporters' habits may meet in one file: names that count, and nodes without any
+            name = f"{name}_{position}"
+        taken.add(name)
+        node.name = name
         for value in node.outputs:
             _rename(value, prefix, symbols)
     for part in (graph, *graph.subgraphs()):

@@ -98,7 +98,9 @@ class FusionPlan:
             for member in self.members
         ]
         fit = asdict(replace(self.fit, stacking=None)) if self.fit else None  # the combiner's weights stand in the graph
-        return json.dumps({"form": self.form, "members": members, "fit": fit})
+        stacking = self.mixing.stacking
+        digest = {"stacking_sha256": stacking.sha256()} if stacking else {}
+        return json.dumps({"form": self.form, "members": members, "fit": fit} | digest)
 
 
 def plan_fusion(
@@ -262,10 +264,10 @@ def _checked_names(names: Sequence[str], member_count: int) -> tuple[str, ...]:
     if len(names) != member_count:
         raise FusionError(f"{len(names)} names ({', '.join(names)}) for {member_count} members: give one name a member")
     for name in names:
-        if not name or "/" in name or name == _RESERVED_NAME or list(names).count(name) > 1:
+        if not name or "/" in name or "," in name or name == _RESERVED_NAME or list(names).count(name) > 1:
             raise FusionError(
                 f"a member cannot be called {name!r} among {', '.join(map(repr, names))}: "
-                f"give each a name of its own without '/', other than {_RESERVED_NAME!r}"
+                f"give each a name of its own without '/' or ',', other than {_RESERVED_NAME!r}"
             )
     return tuple(names)
 

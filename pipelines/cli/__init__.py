@@ -30,6 +30,7 @@ from monograph.pipelines.cli.options import (
     say,
     whole_number,
 )
+from monograph.pipelines.cli.verify import verify
 from monograph.pipelines.progress import Progress
 
 app = typer.Typer(
@@ -181,6 +182,7 @@ def export(
 
 
 app.command()(fuse)
+app.command()(verify)
 
 
 @app.command()

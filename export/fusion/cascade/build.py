@@ -22,7 +22,7 @@ from monograph.export.fusion.cascade.plan import CascadePlan
 from monograph.export.fusion.cascade.reuse import Stage, reuse_rows, rows_of
 from monograph.export.fusion.members import detach, free_prefix, ir_dtype, load_member, take_apart
 from monograph.export.fusion.plan import Member
-from monograph.export.fusion.sharing import canonicalise
+from monograph.export.fusion.sharing import canonicalise, record_members
 from monograph.models.contract import Kind
 
 _OLDEST_IR_VERSION = 8
@@ -60,6 +60,7 @@ def build_cascade(plan: CascadePlan) -> ir.Model:
     model = ir.Model(graph, ir_version=collected.ir_version, producer_name="monograph")
     Sequential(RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())(model)
     _remove_unused_initializers(model)
+    record_members(model, [member.name for member in plan.members])
     return model
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,11 +27,13 @@ from monograph.export.fusion.cascade.fit import answering_member
 from monograph.export.fusion.cascade.gates import GATES, calibrated
 from monograph.export.fusion.cascade.plan import CascadePlan
 from monograph.export.fusion.fuse import FUSION_BATCH_SIZES, FUSION_KEY, run_member
-from monograph.export.parity import TOLERANCE, BatchParity, Computation, ParityProof, prove_parity
+from monograph.export.golden import golden_json
+from monograph.export.parity import TOLERANCE, BatchParity, Computation, ParityProof, open_when_run, prove_batches
 from monograph.export.trace import PROOF_KEY
-from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Kind, random_inputs
+from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Kind
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile, read_onnx, write_onnx
+from monograph.runtime.golden import GOLDEN_KEY, GoldenBatch, LeftOut, RandomRows
 from monograph.runtime.session import open_session
 
 Array = npt.NDArray[Any]
@@ -86,6 +88,8 @@ class _Pool:
     origin: str
     probabilities: tuple[Array, ...]
     """``float64 [n, c]`` a member."""
+    recipe: RandomRows | None
+    """How the rows were drawn, where they are random."""
 
 
 class CascadeApart:
@@ -143,12 +147,19 @@ def fuse_cascade(
 
     def prove(staged: Path) -> dict[str, str]:
         with TemporaryDirectory(prefix="monograph-cascade-") as folder:
-            for case, proof in _prove_cases(plan, staged, Path(folder), rows, batch_sizes, tolerance):
+            proving = _Proving(plan, staged, Path(folder), max(tolerance, plan.rounding))
+            compared: list[BatchParity] = []
+            proven: list[GoldenBatch] = []
+            for case, batch in draw_cases(plan, proving.apart, rows, batch_sizes):
+                comparisons, golden = proving.prove(batch, case.thresholds)
                 cases.append(case)
-                proofs.append(proof)
-        batches = tuple(batch for proof in proofs for batch in proof.batches)
-        proofs[:] = [replace(proofs[0], batches=batches)]
-        return {PROOF_KEY: json.dumps(asdict(proofs[0]) | {"cases": [asdict(case) for case in cases]})}
+                compared += comparisons
+                proven.append(golden)
+            proofs.append(ParityProof(*proving.names, proving.tolerance, 0, tuple(compared)))
+            return {
+                PROOF_KEY: json.dumps(asdict(proofs[0]) | {"cases": [asdict(case) for case in cases]}),
+                GOLDEN_KEY: proving.golden_json(cases, proven),
+            }
 
     metadata = {CONTRACT_KEY: plan.contract.to_json(), FUSION_KEY: plan.to_json()}
     if plan.tokenizer_json is not None:
@@ -166,68 +177,102 @@ def fuse_cascade(
     return Cascaded(read_onnx(path), plan, proofs[0], tuple(cases), node_count)
 
 
-def _prove_cases(
-    plan: CascadePlan, staged: Path, folder: Path, rows: Rows | None, batch_sizes: Sequence[int], tolerance: float
-) -> Iterator[tuple[CascadeProof, ParityProof]]:
-    """Prove every case at every batch size: with the plan's thresholds where rows allow, else with others."""
-    apart = CascadeApart(plan)
-    sizes = tuple(batch_sizes) if plan.contract.batch_is_dynamic else (1,)
-    variants: dict[tuple[float, ...], Path] = {plan.thresholds: staged}
+class _Proving:
+    """Proves batches of a written cascade; where a case needs other thresholds, of the same graph with those."""
+
+    def __init__(self, plan: CascadePlan, staged: Path, folder: Path, tolerance: float) -> None:
+        self.plan, self.staged, self.folder, self.tolerance = plan, staged, folder, tolerance
+        self.names = ("the members run apart", staged.name)
+        self.apart = CascadeApart(plan)
+        self.variants: dict[tuple[float, ...], Path] = {plan.thresholds: staged}
+
+    def prove(self, batch: GoldenBatch, thresholds: tuple[float, ...]) -> tuple[tuple[BatchParity, ...], GoldenBatch]:
+        """Return the comparisons, and the batch with what the members run apart give for it."""
+        (proven,) = prove_batches(
+            self.apart.with_thresholds(thresholds),
+            open_when_run(self._variant(thresholds)),
+            [batch],
+            self.plan.contract,
+            names=self.names,
+            tolerance=self.tolerance,
+        )
+        return proven
+
+    def _variant(self, thresholds: tuple[float, ...]) -> Path:
+        if thresholds not in self.variants:
+            path = self.variants[thresholds] = self.folder / f"{len(self.variants)}.onnx"
+            write_onnx(build_cascade(replace(self.plan, thresholds=thresholds)), path, {}, lambda staged: {})
+        return self.variants[thresholds]
+
+    def golden_json(self, cases: Sequence[CascadeProof], proven: Sequence[GoldenBatch]) -> str:
+        """Keep the batches that were run with the plan's own thresholds, the only ones that the file has."""
+        own = self.plan.thresholds
+        pairs = list(zip(cases, proven, strict=True))
+        return golden_json(
+            [batch for case, batch in pairs if case.thresholds == own],
+            self.plan.contract,
+            self.staged,
+            reference=self.names[0],
+            tolerance=self.tolerance,
+            prove_again=lambda batch: self.prove(batch, own)[1],
+            left_out=[_proven_otherwise(case, batch) for case, batch in pairs if case.thresholds != own],
+        )
+
+
+def _proven_otherwise(case: CascadeProof, batch: GoldenBatch) -> LeftOut:
+    thresholds = ", ".join(f"{threshold:.4g}" for threshold in case.thresholds)
+    return LeftOut(batch.batch_size, batch.rows, batch.case, f"proven with other thresholds ({thresholds})")
+
+
+def draw_cases(
+    plan: CascadePlan,
+    apart: CascadeApart,
+    rows: Rows | None,
+    batch_sizes: Sequence[int],
+    *,
+    own_thresholds: bool = False,
+    seed: int = 0,
+) -> Iterator[tuple[CascadeProof, GoldenBatch]]:
+    """Yield batches of every case at every size, with nothing expected of them yet.
+
+    Where the rows there are do not give a case by the plan's thresholds, it comes with others, unless ``own_thresholds``.
+
+    Raises:
+        FusionError: a member cannot be run on these rows.
+        DataError: ``rows`` lack an input.
+    """
 
     @cache
     def pool_of(length: int) -> _Pool:
-        return _draw_pool(plan, apart, rows, length)
+        return _draw_pool(plan, apart, rows, length, seed)
 
     free_length = rows is None and any(isinstance(dim, str) for spec in plan.contract.inputs for dim in spec.shape[1:])
-    for position, size in enumerate(sizes):
+    for position, size in enumerate(tuple(batch_sizes) if plan.contract.batch_is_dynamic else (1,)):
         pool = pool_of(_SEQUENCE_LENGTHS[position % len(_SEQUENCE_LENGTHS)] if free_length else _SEQUENCE_LENGTHS[0])
         for case in CASES if size > 1 else CASES[:2]:
-            for thresholds in (plan.thresholds, _thresholds_for(case, pool, plan)):
+            for thresholds in (plan.thresholds,) if own_thresholds else (plan.thresholds, _thresholds_for(case, pool, plan)):
                 chosen, depths = _choose_rows(case, size, pool, thresholds, plan)
                 if len(chosen):
+                    answered = tuple(np.bincount(depths[chosen], minlength=len(plan.members)).tolist())
+                    recipe = None if pool.recipe is None else replace(pool.recipe, chosen=tuple(chosen.tolist()))
+                    batch = GoldenBatch(size, pool.origin, pool.rows.take(chosen).inputs, {}, case, recipe)
+                    yield CascadeProof(case, size, answered, thresholds), batch
                     break
-            else:
-                continue
-            if thresholds not in variants:
-                variants[thresholds] = folder / f"{len(variants)}.onnx"
-                write_onnx(build_cascade(replace(plan, thresholds=thresholds)), variants[thresholds], {}, lambda staged: {})
-            answered = tuple(np.bincount(depths[chosen], minlength=len(plan.members)).tolist())
-            proof = _prove_batch(
-                plan, apart.with_thresholds(thresholds), variants[thresholds], pool, chosen, tolerance, staged.name
-            )
-            yield CascadeProof(case, size, answered, thresholds), proof
 
 
-def _prove_batch(
-    plan: CascadePlan, reference: Computation, candidate: Path, pool: _Pool, chosen: Array, tolerance: float, name: str
-) -> ParityProof:
-    session = cache(partial(open_session, candidate, spinning=False))
-    proof = prove_parity(
-        reference,
-        lambda inputs: session()(inputs),
-        plan.contract,
-        names=("the members run apart", name),
-        rows=pool.rows.take(chosen),
-        batch_sizes=(len(chosen),),
-        tolerance=max(tolerance, plan.rounding),
-    )
-    batches: tuple[BatchParity, ...] = tuple(replace(batch, rows=pool.origin) for batch in proof.batches)
-    return replace(proof, batches=batches)
-
-
-def _draw_pool(plan: CascadePlan, apart: CascadeApart, rows: Rows | None, sequence_length: int) -> _Pool:
-    rng = np.random.default_rng(0)
+def _draw_pool(plan: CascadePlan, apart: CascadeApart, rows: Rows | None, sequence_length: int, seed: int) -> _Pool:
     batch = _POOL_BATCH if plan.contract.batch_is_dynamic else 1
+    recipe = None
     if rows is None:
-        parts = [random_inputs(plan.contract, batch, rng, sequence_length) for _ in range(_POOL_ROWS // batch)]
-        drawn, origin = Rows({name: np.concatenate([part[name] for part in parts]) for name in parts[0]}), "random"
+        recipe = RandomRows((seed,), _POOL_ROWS // batch, batch, sequence_length)
+        drawn, origin = Rows(recipe.draw(plan.contract)), "random"
     elif missing := [spec.name for spec in plan.contract.inputs if spec.name not in rows.inputs]:
         raise DataError(f"{rows.origin} has the columns {', '.join(rows.inputs)}, but the cascade takes {missing[0]!r} too")
     else:
-        drawn, origin = rows.take(rng.permutation(len(rows))[: 4 * _POOL_ROWS]), "real"
+        drawn, origin = rows.take(np.random.default_rng(seed).permutation(len(rows))[: 4 * _POOL_ROWS]), "real"
     outputs = [apart.outputs(part.inputs) for part in drawn.batches(batch)]
     probabilities = [np.concatenate([part[member][1] for part in outputs]) for member in range(len(plan.members))]
-    return _Pool(drawn, origin, tuple(probabilities))
+    return _Pool(drawn, origin, tuple(probabilities), recipe)
 
 
 def _choose_rows(case: str, size: int, pool: _Pool, thresholds: Sequence[float], plan: CascadePlan) -> tuple[Array, Array]:

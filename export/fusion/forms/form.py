@@ -5,6 +5,7 @@ Shape letters: ``b`` batch, ``c`` classes.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,11 @@ class Stacking:
     """W ``[m·c, c]``."""
     intercept: tuple[float, ...]
     """b ``[c]``."""
+
+    def sha256(self) -> str:
+        """Return a digest of both in float32, as the graph holds them, in hexadecimal."""
+        numbers = [np.asarray(array, "<f4").tobytes() for array in (self.coefficients, self.intercept)]
+        return hashlib.sha256(b"".join(numbers)).hexdigest()
 
 
 @dataclass(frozen=True)

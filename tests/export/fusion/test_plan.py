@@ -254,20 +254,22 @@ class TestRefusals:
             (("a",), "1 names (a) for 2 members: give one name a member"),
             (
                 ("a", "a"),
-                "a member cannot be called 'a' among 'a', 'a': give each a name of its own without '/', other than 'fusion'",
+                "a member cannot be called 'a' among 'a', 'a': "
+                "give each a name of its own without '/' or ',', other than 'fusion'",
             ),
             (
                 ("a", "b/c"),
-                "a member cannot be called 'b/c' among 'a', 'b/c': give each a name of its own without '/', other than 'fusion'",
+                "a member cannot be called 'b/c' among 'a', 'b/c': "
+                "give each a name of its own without '/' or ',', other than 'fusion'",
             ),
             (
                 ("", "a"),
-                "a member cannot be called '' among '', 'a': give each a name of its own without '/', other than 'fusion'",
+                "a member cannot be called '' among '', 'a': give each a name of its own without '/' or ',', other than 'fusion'",
             ),
             (
                 ("fusion", "a"),
                 "a member cannot be called 'fusion' among 'fusion', 'a': "
-                "give each a name of its own without '/', other than 'fusion'",
+                "give each a name of its own without '/' or ',', other than 'fusion'",
             ),
         ],
     )

@@ -1,0 +1,175 @@
+"""The verb ``verify``: whether a file still is, and still computes, what was proven when it was written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from monograph.errors import ConfigError, SourceError
+from monograph.export.fusion import FUSION_BATCH_SIZES, FusionPlan, MembersApart
+from monograph.export.fusion.cascade import CascadeApart, CascadePlan, draw_cases
+from monograph.export.fusion.record import match_members, plan_again, read_record
+from monograph.export.parity import TOLERANCE, draw_batches, run_each
+from monograph.models.data.rows import Rows
+from monograph.models.digest import file_sha256, graph_sha256
+from monograph.models.onnx_file import OnnxFile, read_onnx
+from monograph.pipelines.data import DataSpec
+from monograph.pipelines.export import rows_for
+from monograph.runtime.golden import Check, Golden, LeftOut, check_batch, check_golden, read_golden
+from monograph.runtime.results import Evidence
+from monograph.runtime.session import Session, open_session
+from monograph.runtime.targets import Target, find_target
+
+_SEED = 1
+"""Another one than the proofs': members are compared on rows that no proof has seen."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found, on one target."""
+
+    path: Path
+    target: str
+    evidence: Evidence
+    changes: tuple[str, ...]
+    """What is not as it was when the file was proven, each a sentence; the outputs may agree all the same."""
+    golden: tuple[Check, ...]
+    """The proof's batches run again; empty where the file holds none."""
+    left_out: tuple[LeftOut, ...]
+    """Batches of the proof that the file does not hold."""
+    members: tuple[str, ...]
+    """The members that were run apart, each by its name."""
+    fresh: tuple[Check, ...]
+    """The file beside the members run apart."""
+
+    @property
+    def passed(self) -> bool:
+        """True where nothing changed and every output is equal."""
+        return not self.changes and all(check.passed for check in (*self.golden, *self.fresh))
+
+    def describe(self) -> str:
+        """Return the findings as text for people, the verdict last."""
+        lines = [check.describe() for check in self.golden]
+        for item in self.left_out:
+            case = f", {item.case}" if item.case else ""
+            lines.append(f"batch {item.batch_size}, {item.rows} rows{case}: not run again, {item.reason}")
+        lines += [f"against {', '.join(self.members)} run apart: {check.describe()}" for check in self.fresh]
+        lines += self.changes
+        checks = (*self.golden, *self.fresh)
+        failed = sum(not check.passed for check in checks)
+        found = f"{failed} of {len(checks)} comparisons differ" if failed else f"{len(checks)} comparisons equal"
+        changed = "the file was changed" if self.changes else "the file is as it was proven" if self.golden else ""
+        verdict = "verified" if self.passed else "FAILED"
+        where = f"{self.path} on {self.target} ({self.evidence.value})"
+        return "\n".join([*lines, f"{verdict}: {where}: {found}{f', {changed}' if changed else ''}"])
+
+
+def verify_model(
+    model: str | Path,
+    *,
+    on: str = "cpu",
+    members: Sequence[str | Path] = (),
+    data: str | DataSpec | None = None,
+    tolerance: float | None = None,
+) -> Verification:
+    """Run the proof that ``model`` holds again, on a target, and compare with the members' own files where they are given.
+
+    Args:
+        model: an ONNX file that monograph wrote.
+        on: a target, see ``monograph targets``.
+        members: the files that were fused, in any order: their SHA-256 is checked, then the fused graph is compared with
+            them afresh at batch 1, 2, 5 and 16.
+        data: DATA whose rows the comparison with members runs on; fresh random ones by default.
+        tolerance: largest absolute error allowed, as a share of the largest absolute reference value; the proof's own by
+            default.
+
+    Raises:
+        InputError: the file cannot be read, holds no proof that can be run again, or a member is not what was fused.
+    """
+    path = Path(model)
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder, expected an .onnx file that monograph wrote")
+    if data is not None and not members:
+        raise ConfigError("--data gives the rows on which members are compared: give the members by --members")
+    if tolerance is not None and not tolerance >= 0:
+        raise ConfigError(f"tolerance {tolerance:g}: give 0 or more")
+    target = _available(on)
+    file = read_onnx(path)
+    golden = read_golden(file.metadata, str(path))
+    if not members and (golden is None or not golden.batches):
+        raise SourceError(
+            f"{path} holds no golden batches to run again: write it again with this monograph, "
+            "or compare it with the files that were fused by --members"
+        )
+    session = open_session(path, providers=[target.provider], spinning=False)
+    checks = () if golden is None else check_golden(golden, session, tolerance)
+    allowed = tolerance if tolerance is not None else golden.tolerance if golden else None
+    names, fresh = _against_members(file, session, members, data, allowed)
+    return Verification(
+        path=path,
+        target=target.name,
+        evidence=target.evidence,
+        changes=() if golden is None else _changes(golden, path),
+        golden=checks,
+        left_out=() if golden is None else golden.left_out,
+        members=names,
+        fresh=fresh,
+    )
+
+
+def _available(name: str) -> Target:
+    target = find_target(name)
+    if not target.is_available():
+        raise ConfigError(f"target {name} is not here: {target.describe()}")
+    return target
+
+
+def _changes(golden: Golden, path: Path) -> tuple[str, ...]:
+    """Return what was changed since the proof: a change may be too small, or too rare, for any output to show it."""
+    changes = []
+    if (found := graph_sha256(path)) != golden.graph_sha256:
+        changes.append(
+            f"the graph is not the one that was proven: SHA-256 {found[:12]}…, then {golden.graph_sha256[:12]}…: build it again"
+        )
+    for name, expected in golden.data_files.items():
+        data_file = path.parent / name
+        if not data_file.is_file():
+            changes.append(f"the data file {name} is missing: copy it beside the model")
+        elif (found := file_sha256(data_file)) != expected:
+            changes.append(f"the data file {name} was changed: SHA-256 {found[:12]}…, then {expected[:12]}…: copy it again")
+    return tuple(changes)
+
+
+def _against_members(
+    file: OnnxFile, session: Session, members: Sequence[str | Path], data: str | DataSpec | None, tolerance: float | None
+) -> tuple[tuple[str, ...], tuple[Check, ...]]:
+    """Compare the file with its members run apart; nothing where no members are given."""
+    if not members:
+        return (), ()
+    record = read_record(file)
+    if record is None:
+        raise ConfigError(f"{file.path} is no fusion, so it has no members: leave --members out")
+    plan = plan_again(record, file, match_members(record, [read_onnx(Path(member)) for member in members]))
+    rows = rows_for(data, plan.contract, plan.tokenizer_json)
+    allowed = max(TOLERANCE, plan.rounding) if tolerance is None else tolerance
+    names = tuple(member.name for member in record.members)
+    if isinstance(plan, CascadePlan):
+        return names, _cascade_checks(plan, session, rows, allowed)
+    return names, _fusion_checks(plan, session, rows, allowed)
+
+
+def _fusion_checks(plan: FusionPlan, session: Session, rows: Rows | None, tolerance: float) -> tuple[Check, ...]:
+    batches = list(draw_batches(plan.contract, rows, FUSION_BATCH_SIZES, _SEED))
+    outputs = run_each(MembersApart(plan), [batch.inputs for batch in batches])
+    golden = [replace(batch, expected=expected) for batch, expected in zip(batches, outputs, strict=True)]
+    return tuple(check for batch in golden for check in check_batch(batch, session, tolerance))
+
+
+def _cascade_checks(plan: CascadePlan, session: Session, rows: Rows | None, tolerance: float) -> tuple[Check, ...]:
+    apart = CascadeApart(plan)
+    reference = apart.with_thresholds(plan.thresholds)
+    checks: list[Check] = []
+    for _, batch in draw_cases(plan, apart, rows, FUSION_BATCH_SIZES, own_thresholds=True, seed=_SEED):
+        checks += check_batch(replace(batch, expected=reference(batch.inputs)), session, tolerance)
+    return tuple(checks)
