@@ -19,9 +19,6 @@ from monograph.export.fusion.plan import Member
 from monograph.models.contract import Contract
 from monograph.models.onnx_file import load_graph
 
-_DEFAULT_DOMAIN = "ai.onnx"
-"""The long name of the domain whose nodes onnx-ir writes without one."""
-
 
 def ir_dtype(dtype: str) -> ir.DataType:
     """Return onnx-ir's data type for a numpy dtype name."""
@@ -36,8 +33,6 @@ def load_member(member: Member, opset: int) -> ir.Model:
     """
     try:
         model = load_graph(member.path)
-        if (version := model.opset_imports.pop(_DEFAULT_DOMAIN, None)) is not None:
-            model.opset_imports[""] = version
         Sequential(InlinePass(), RemoveInitializersFromInputsPass(), RemoveUnusedOpsetsPass())(model)
         if model.opset_imports.get("", opset) != opset:
             with _quiet_converter():

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from scipy.special import log_softmax
 
 from monograph.errors import DataError, FusionError, InputError, ParityError, SourceError
@@ -836,25 +836,6 @@ class TestRefusals:
             write_model("new", head(21) + signature + '{ hidden = Resize<mode = "linear">(x, , s) }', scales),
         ]
         with pytest.raises(ParityError, match="does not compute the same as the members run apart"):
-            fuse_files(files)
-
-    def test_sparse_weights(self, write_linear: WriteModel, write_model: WriteModel, fuse_files: FuseFiles):
-        proto = onnx.parser.parse_model(classifier("h = MatMul(x, w) logits = Add(h, b)"))
-        values = numpy_helper.from_array(np.ones(2, np.float32), "b")
-        proto.graph.sparse_initializer.append(
-            helper.make_sparse_tensor(values, numpy_helper.from_array(np.array([0, 2]), "b_indices"), [3])
-        )
-        files = [write_linear("a"), write_model("sparse", proto, {"w": MATRIX}, checked=False)]
-        with pytest.raises(SourceError, match=r"sparse initializers \(b\): densify them first"):
-            fuse_files(files)
-
-    def test_sparse_constant(self, write_linear: WriteModel, write_model: WriteModel, fuse_files: FuseFiles):
-        proto = onnx.parser.parse_model(classifier("h = MatMul(x, w) logits = Add(h, b)"))
-        values = numpy_helper.from_array(np.ones(2, np.float32), "b")
-        sparse = helper.make_sparse_tensor(values, numpy_helper.from_array(np.array([0, 2]), "b_indices"), [3])
-        proto.graph.node.insert(0, helper.make_node("Constant", [], ["b"], sparse_value=sparse))
-        files = [write_linear("a"), write_model("sparse", proto, {"w": MATRIX}, checked=False)]
-        with pytest.raises(InputError, match="sparse"):
             fuse_files(files)
 
 
