@@ -5,7 +5,7 @@ Shape letters: ``b`` batch, ``c`` classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from monograph.models.data.rows import Rows
 
 Array = npt.NDArray[Any]
 Computation = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+"""One with a method ``over`` is given all batches at once: what it loads for them, it loads once."""
 
 BATCH_SIZES = (1, 2, 5)
 TOLERANCE = 1e-4
@@ -100,11 +101,14 @@ def prove_parity(
     sizes = _fixed_batch_size(contract, rows) or tuple(batch_sizes)
     rng = np.random.default_rng(seed)
     comparisons: list[BatchParity] = []
-    for position, size in enumerate(sizes):
-        inputs, kind = _inputs(contract, rows, size, rng, _SEQUENCE_LENGTHS[position % len(_SEQUENCE_LENGTHS)])
-        expected = reference(inputs)
+    batches = [
+        _inputs(contract, rows, size, rng, _SEQUENCE_LENGTHS[position % len(_SEQUENCE_LENGTHS)])
+        for position, size in enumerate(sizes)
+    ]
+    references, candidates = (_run_each(computation, [inputs for inputs, _ in batches]) for computation in (reference, candidate))
+    for size, (_, kind), expected in zip(sizes, batches, references, strict=True):
         try:
-            got = candidate(inputs)
+            got = next(candidates)
         except (SourceError, WorkerError) as error:
             raise ParityError(f"{candidate_name} does not run at batch {size}: {error}; nothing was written") from error
         for spec in contract.outputs:
@@ -117,6 +121,12 @@ def prove_parity(
                 )
             comparisons.append(comparison)
     return ParityProof(reference_name, candidate_name, tolerance, seed, tuple(comparisons))
+
+
+def _run_each(computation: Computation, batches: Sequence[Mapping[str, Array]]) -> Iterator[Mapping[str, Array]]:
+    """Yield the outputs of each batch; nothing runs before the first is asked for."""
+    over: Callable[..., Iterable[Mapping[str, Array]]] | None = getattr(computation, "over", None)
+    yield from map(computation, batches) if over is None else over(batches)
 
 
 def _fixed_batch_size(contract: Contract, rows: Rows | None) -> tuple[int, ...]:

@@ -71,6 +71,11 @@ def read_onnx(path: Path) -> OnnxFile:
     )
 
 
+def size_on_disk(path: Path) -> int:
+    """Return the bytes of a checked file and its external data."""
+    return sum(file.stat().st_size for file in [path, *_external_files(load_proto(path), path)])
+
+
 def _checked_proto(path: Path) -> onnx.ModelProto:
     if not path.exists():
         raise SourceError(f"no such file: {path}")

@@ -31,8 +31,8 @@ from monograph.export.parity import TOLERANCE, BatchParity, Computation, ParityP
 from monograph.export.trace import PROOF_KEY
 from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Kind, random_inputs
 from monograph.models.data.rows import Rows
-from monograph.models.onnx_file import OnnxFile, read_onnx, write_onnx
-from monograph.runtime.session import open_session
+from monograph.models.onnx_file import OnnxFile, read_onnx, size_on_disk, write_onnx
+from monograph.runtime.apart import open_sessions
 
 Array = npt.NDArray[Any]
 CASES = ("easy", "hard", "mixed")
@@ -97,7 +97,8 @@ class CascadeApart:
 
     def __init__(self, plan: CascadePlan) -> None:
         self.plan = plan
-        self.sessions = [open_session(member.path, spinning=False) for member in plan.members]
+        paths = [member.path for member in plan.members]
+        self.sessions = open_sessions(paths, sum(map(size_on_disk, paths)))
 
     def outputs(self, inputs: Mapping[str, Array]) -> list[tuple[Array, Array]]:
         """Return each member's calibrated output and probabilities, ``float64 [b, c]`` both.
@@ -201,10 +202,10 @@ def _prove_cases(
 def _prove_batch(
     plan: CascadePlan, reference: Computation, candidate: Path, pool: _Pool, chosen: Array, tolerance: float, name: str
 ) -> ParityProof:
-    session = cache(partial(open_session, candidate, spinning=False))
+    session = cache(partial(open_sessions, [candidate], size_on_disk(candidate)))
     proof = prove_parity(
         reference,
-        lambda inputs: session()(inputs),
+        lambda inputs: session()[0](inputs),
         plan.contract,
         names=("the members run apart", name),
         rows=pool.rows.take(chosen),
