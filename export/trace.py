@@ -29,7 +29,7 @@ from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Contract, ran
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import write_onnx
 from monograph.models.torch_model import TorchModel
-from monograph.runtime.apart import LARGEST_HELD_BYTES, ApartSession
+from monograph.runtime.apart import ApartSession
 from monograph.runtime.session import open_session
 
 PROOF_KEY = "monograph.proof"
@@ -104,8 +104,11 @@ def write_proven(
     tolerance: float = TOLERANCE,
     tokenizer_json: str | None = None,
     metadata: dict[str, str] | None = None,
+    apart: bool = False,
 ) -> ParityProof:
     """Write ``graph`` to ``path`` with its contract, once the written file was proven equal to ``reference``.
+
+    ``apart`` runs the written file in a process of its own: it is too large to be held here.
 
     Raises:
         ExportError: ``graph`` is no valid ONNX model.
@@ -115,12 +118,11 @@ def write_proven(
 
     def prove(staged: Path) -> dict[str, str]:
         # Opened at the first call, after the reference has run: where that refuses the rows, its message says more.
-        size_bytes = sum(file.stat().st_size for file in staged.parent.iterdir())
         session = cache(partial(open_session, staged, spinning=False))
         proofs.append(
             prove_parity(
                 reference,
-                ApartSession(staged) if size_bytes > LARGEST_HELD_BYTES else lambda inputs: session()(inputs),
+                ApartSession(staged) if apart else lambda inputs: session()(inputs),
                 contract,
                 names=names,
                 rows=rows,

@@ -21,7 +21,7 @@ from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Contract, Dim
 from monograph.models.files import STAGING_PREFIX, publish, sha256_of_files, staging_folder
 from monograph.models.inference import infer_contract
 from monograph.models.onnx_lazy import LARGE_TENSOR_BYTES, absolute, lies_in_own_file, load_proto, save_proto
-from monograph.models.onnx_sparse import densify, sparse_tensors
+from monograph.models.onnx_normal import default_domain, densify, sparse_tensors, unify_domains, uses_long_name
 
 LARGEST_INLINE_BYTES = 1_900_000_000
 """Protobuf ends at 2 GiB; the rest of the graph needs some room."""
@@ -101,7 +101,7 @@ def _checked_proto(path: Path) -> onnx.ModelProto:
 
 def _run_checker(proto: onnx.ModelProto, path: Path) -> None:
     """Run ONNX's checker, which reads a file whole: on a large one without its weights, which were checked before."""
-    if not any(lies_in_own_file(tensor, path) for tensor in proto.graph.initializer):
+    if not (uses_long_name(proto) or any(lies_in_own_file(tensor, path) for tensor in proto.graph.initializer)):
         onnx.checker.check_model(str(path))
         return
     bare = onnx.ModelProto()
@@ -109,6 +109,7 @@ def _run_checker(proto: onnx.ModelProto, path: Path) -> None:
     for tensor in _tensors_of(bare):
         if uses_external_data(tensor):
             tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0], raw_data=b""))
+    unify_domains(bare)
     onnx.checker.check_model(bare)
 
 
@@ -116,16 +117,12 @@ def _check_imports(proto: onnx.ModelProto, path: Path) -> None:
     """Operators of one domain cannot mean two things; '' and 'ai.onnx' are one."""
     versions: dict[str, int] = {}
     for entry in proto.opset_import:
-        domain = _domain(entry.domain)
+        domain = default_domain(entry.domain)
         if versions.setdefault(domain, entry.version) != entry.version:
             raise SourceError(
                 f"{path} imports the operators {domain or 'ai.onnx'!r} at the versions {versions[domain]} and {entry.version}: "
                 "export it again, at one"
             )
-
-
-def _domain(name: str) -> str:
-    return "" if name == "ai.onnx" else name
 
 
 def _external_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
@@ -230,8 +227,7 @@ def load_graph(path: Path) -> ir.Model:
             if uses_external_data(tensor):
                 load_external_data_for_tensor(tensor, str(folder))
     densify(proto, path.name)
-    for importer in (proto, *proto.functions):
-        _import_domains_once(importer)
+    unify_domains(proto)
     model = ir.serde.deserialize_model(proto)
     for part in _parts(model):
         _map_external(part, lambda tensor: absolute(tensor, folder))
@@ -244,12 +240,6 @@ def _parts(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
     for owner in owners:
         yield owner
         yield from owner.subgraphs()
-
-
-def _import_domains_once(owner: onnx.ModelProto | onnx.FunctionProto) -> None:
-    versions = {_domain(entry.domain): entry.version for entry in owner.opset_import}
-    del owner.opset_import[:]
-    owner.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in versions.items())
 
 
 def _map_external(part: ir.Graph | ir.Function, change: Callable[[ir.ExternalTensor], ir.TensorProtocol]) -> None:
@@ -281,7 +271,7 @@ def write_onnx(
     with staging_folder(path.parent) as folder:
         staged = folder / path.name
         _save(model, staged)
-        onnx.checker.check_model(str(staged))
+        _run_checker(load_proto(staged), staged)
         proven = prove(staged)
         if proven:
             _add_metadata(staged, proven)

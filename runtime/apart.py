@@ -25,9 +25,9 @@ Array = npt.NDArray[Any]
 
 LARGEST_HELD_BYTES = 1_000_000_000
 """Models that are larger, all that are to be compared taken together, are run apart."""
-_RESIDENT_BYTES = 1 << 27
+_RESIDENT_BYTES = 1 << 25
 """So much of mapped files is kept in memory."""
-_LOOK_EVERY_S = 0.005
+_LOOK_EVERY_S = 0.001
 _MADV_DONTNEED = 4
 """Linux's number for it."""
 
@@ -59,13 +59,18 @@ class ApartSession:
             return [_load(Path(folder) / f"outputs_{position}.npz") for position in range(len(batches))]
 
 
+def too_large(size_bytes: int) -> bool:
+    """True where models of ``size_bytes`` together are run apart."""
+    return size_bytes > LARGEST_HELD_BYTES
+
+
 def open_sessions(paths: Sequence[Path], size_bytes: int) -> list[Session | ApartSession]:
     """Return a session a model; where they have ``size_bytes`` too many to be held together, each will run apart.
 
     Raises:
         SourceError: ONNX Runtime cannot load a model that is small enough to be loaded now.
     """
-    if size_bytes > LARGEST_HELD_BYTES:
+    if too_large(size_bytes):
         return [ApartSession(path) for path in paths]
     return [open_session(path, spinning=False) for path in paths]
 

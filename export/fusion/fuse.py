@@ -23,7 +23,7 @@ from monograph.export.trace import write_proven
 from monograph.models.contract import Kind
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import LARGEST_INLINE_BYTES, OnnxFile, read_onnx, size_on_disk
-from monograph.runtime.apart import LARGEST_HELD_BYTES, ApartSession, open_sessions
+from monograph.runtime.apart import ApartSession, open_sessions, too_large
 from monograph.runtime.session import Session
 
 Array = npt.NDArray[Any]
@@ -60,17 +60,19 @@ def fuse(
     """
     graph, sharing = build_graph(plan)
     node_count = sum(1 for _ in graph.graph.all_nodes())
+    members = MembersApart(plan)
     proof = write_proven(
         graph,
         path,
         plan.contract,
-        MembersApart(plan),
+        members,
         names=("the members run apart", path.name),
         rows=rows,
         batch_sizes=batch_sizes,
         tolerance=max(tolerance, plan.rounding),
         tokenizer_json=plan.tokenizer_json,
         metadata={FUSION_KEY: plan.to_json()},
+        apart=members.too_large,
     )
     return Fused(read_onnx(path), plan, proof, node_count, sharing)
 
@@ -116,8 +118,9 @@ class MembersApart:
     def __init__(self, plan: FusionPlan) -> None:
         self.plan = plan
         paths = [member.path for member in plan.running]
-        self.size_bytes = sum(map(size_on_disk, paths))
-        self.sessions = open_sessions(paths, self.size_bytes)
+        size_bytes = sum(map(size_on_disk, paths))
+        self.too_large = too_large(size_bytes)
+        self.sessions = open_sessions(paths, size_bytes)
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Compute one batch.
@@ -130,7 +133,7 @@ class MembersApart:
 
     def over(self, batches: Sequence[Mapping[str, Array]]) -> Iterable[dict[str, Array]]:
         """Compute batch by batch, or, where members run apart, all batches member by member; raises what a call raises."""
-        if self.size_bytes <= LARGEST_HELD_BYTES:
+        if not self.too_large:
             return map(self, batches)
         members = zip(self.plan.running, self.sessions, strict=True)
         outputs = [run_member_over(member, session, batches) for member, session in members]

@@ -1,6 +1,7 @@
-"""Sparse tensors made dense: onnx-ir knows none, and what it does not know it leaves out.
+"""One way to write what a file may write in several: sparse tensors made dense, each domain imported once.
 
-The two ways to write indices: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto (SparseTensorProto).
+onnx-ir knows no sparse tensors, and what it does not know it leaves out. The two ways to write indices:
+https://github.com/onnx/onnx/blob/main/onnx/onnx.proto (SparseTensorProto).
 """
 
 from __future__ import annotations
@@ -32,6 +33,29 @@ def densify(proto: onnx.ModelProto, model: str) -> None:
                 if node.op_type == "Constant" and attribute.name == "sparse_value":
                     dense = _dense(attribute.sparse_tensor, model)
                     attribute.CopyFrom(onnx.helper.make_attribute("value", dense))
+
+
+def unify_domains(proto: onnx.ModelProto) -> None:
+    """Import each domain of operators once, and call the default one '' wherever it is called 'ai.onnx'."""
+    importers: list[onnx.ModelProto | onnx.FunctionProto] = [proto, *proto.functions]
+    for importer in importers:
+        versions = {default_domain(entry.domain): entry.version for entry in importer.opset_import}
+        del importer.opset_import[:]
+        importer.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in versions.items())
+    for graph in _graphs(proto):
+        for node in graph.node:
+            if node.domain:
+                node.domain = default_domain(node.domain)
+
+
+def default_domain(name: str) -> str:
+    """Return the name of a domain, '' for both names of the default one."""
+    return "" if name == "ai.onnx" else name
+
+
+def uses_long_name(proto: onnx.ModelProto) -> bool:
+    """True where a node calls the default domain 'ai.onnx', which ONNX Runtime takes and ONNX's checker does not."""
+    return any(node.domain == "ai.onnx" for graph in _graphs(proto) for node in graph.node)
 
 
 def sparse_tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:
