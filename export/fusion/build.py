@@ -16,7 +16,7 @@ from onnx_ir.tape import Tape
 from monograph.errors import FusionError
 from monograph.export.fusion.align import MISSING, missing_value
 from monograph.export.fusion.forms import FORMS, Form
-from monograph.export.fusion.members import Prepared, detach, free_prefix, ir_dtype, load_member, take_apart
+from monograph.export.fusion.members import Prepared, detach, free_prefix, ir_dtype, keep_caches, load_member, take_apart
 from monograph.export.fusion.plan import FusionPlan, Member
 from monograph.export.fusion.sharing import Sharing, share_subgraphs
 from monograph.models.contract import TensorSpec
@@ -62,7 +62,9 @@ def build_graph(plan: FusionPlan) -> tuple[ir.Model, Sharing | None]:
     graph.sort()
     fused_model = ir.Model(graph, ir_version=ir_version, producer_name="monograph")
     Sequential(RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())(fused_model)
-    return fused_model, share_subgraphs(fused_model) if plan.share else None
+    sharing = share_subgraphs(fused_model) if plan.share else None
+    keep_caches(fused_model.graph)
+    return fused_model, sharing
 
 
 def _graph_input(spec: TensorSpec) -> ir.Value:

@@ -11,8 +11,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
-from monograph.errors import SourceError
+from monograph.errors import FusionError, SourceError
 from monograph.export.fusion import Fused, fuse, plan_fusion
+from monograph.export.fusion.build import build_graph
 from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.runtime.session import open_session
 
@@ -315,3 +316,43 @@ def test_half_precision_with_a_branch_and_a_scan(
     arrays = {"zero": np.float16(0), "half": np.float16(0.5), "bias": MATRIX[0].astype(np.float16)}
     files = [write_model(name, text, arrays | {"w": (MATRIX * s).astype(np.float16)}) for name, s in (("a", 1), ("b", -1))]
     assert_weighted_sum(fuse_files(files, weights=(0.7, 0.3)), files, atol=2e-3)
+
+
+def test_attention_with_a_cache(write_model: WriteModel, fuse_files: FuseFiles, assert_weighted_sum: AssertWeightedSum):
+    """Its next cache is an output that no fusion has, but without which ONNX Runtime does not run it."""
+    text = """<ir_version: 11, opset_import: ["": 23]>
+        m (float[2, 2, 4, 8] q, float[2, 2, 3, 8] past_k, float[2, 2, 3, 8] past_v)
+        => (float[2, 2, 4, 8] hidden, float[2, 2, 7, 8] k)
+        { s = Mul(q, scale) hidden, k, v = Attention(s, q, q, , past_k, past_v) }"""
+    files = [write_model(name, text, {"scale": np.float32(scale)}) for name, scale in (("a", 1), ("b", -2))]
+    for share in (True, False):
+        assert_weighted_sum(fuse_files(files, weights=(0.25, 0.75), share=share), files)
+
+
+def test_a_conversion_that_would_change_what_a_member_takes_is_refused(write_model: WriteModel):
+    """Scan of opset 8 ran over a batch; the converter takes that dimension away from the model's inputs."""
+    text = """<ir_version: 3, opset_import: ["": 8]>
+        m (float[1, 4] start, float[1, 3, 4] x) => (float[1, 4] logits, float[1, 3, 4] all) {
+            logits, all = Scan("", start, x) <num_scan_inputs = 1,
+                body = step (float[4] acc, float[4] row) => (float[4] next, float[4] out)
+                { next = Add(acc, row) out = Identity(next) }
+            >
+        }"""
+    file = write_model("old", text, checked=False)
+    with pytest.raises(FusionError, match=r"^one has opset 8 and cannot be converted to 13: 'start' would get another number"):
+        build_graph(plan_fusion([file, file], names=("one", "two")))
+
+
+def test_a_node_that_cannot_be_converted_is_named_with_the_reason(write_linear: WriteModel, write_model: WriteModel):
+    text = classifier("h = MatMul(x, w) [odd] logits = BatchNormalization<spatial = 0>(h, s, b, s, s)", opset=7, ir_version=3)
+    proto = onnx.parser.parse_model(text)
+    proto.graph.input.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in (("w", (4, 3)), ("s", (3,)), ("b", (3,)))
+    )
+    arrays = {"w": MATRIX, "s": np.ones(3, np.float32), "b": MATRIX[0]}
+    files = [write_model("old", proto, arrays, checked=False), write_linear("new")]
+    with pytest.raises(
+        FusionError, match=r"^old has opset 7 .*because of its node 'odd' \(BatchNormalization\): .*spatial"
+    ) as info:
+        build_graph(plan_fusion(files))
+    assert "\n" not in str(info.value)
