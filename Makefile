@@ -24,6 +24,7 @@ bench: $(VENV)/.dev
 	$(VENV)/bin/python benchmarks/fusion_speed.py
 	$(VENV)/bin/python benchmarks/cascade_speed.py
 	$(VENV)/bin/python benchmarks/shared_trunk.py
+	$(VENV)/bin/python benchmarks/large_models.py
 
 # What `demo` needs. torch goes first and pinned, so that no other package brings a build with gigabytes of CUDA.
 $(VENV)/.demo: pyproject.toml constraints.txt

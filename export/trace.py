@@ -29,6 +29,7 @@ from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Contract, ran
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import write_onnx
 from monograph.models.torch_model import TorchModel
+from monograph.runtime.apart import ApartSession
 from monograph.runtime.golden import GOLDEN_KEY, GoldenBatch
 
 PROOF_KEY = "monograph.proof"
@@ -103,8 +104,11 @@ def write_proven(
     tolerance: float = TOLERANCE,
     tokenizer_json: str | None = None,
     metadata: dict[str, str] | None = None,
+    apart: bool = False,
 ) -> ParityProof:
     """Write ``graph`` to ``path`` with its contract, once the written file was proven equal to ``reference``.
+
+    ``apart`` runs the written file in a process of its own: it is too large to be held here.
 
     Raises:
         ExportError: ``graph`` is no valid ONNX model.
@@ -113,7 +117,7 @@ def write_proven(
     proofs: list[ParityProof] = []
 
     def prove(staged: Path) -> dict[str, str]:
-        candidate = open_when_run(staged)
+        candidate = ApartSession(staged) if apart else open_when_run(staged)
         batches: list[GoldenBatch] = []
         proof = prove_parity(
             reference,

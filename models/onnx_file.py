@@ -7,19 +7,21 @@ inside its own folder.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
-from onnx.external_data_helper import uses_external_data
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
 from monograph.errors import ContractError, SourceError
 from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Contract, Dim
 from monograph.models.files import STAGING_PREFIX, publish, sha256_of_files, staging_folder
 from monograph.models.inference import infer_contract
+from monograph.models.onnx_lazy import LARGE_TENSOR_BYTES, absolute, lies_in_own_file, load_proto, save_proto
+from monograph.models.onnx_normal import default_domain, densify, sparse_tensors, unify_domains, uses_long_name
 
 LARGEST_INLINE_BYTES = 1_900_000_000
 """Protobuf ends at 2 GiB; the rest of the graph needs some room."""
@@ -69,13 +71,18 @@ def read_onnx(path: Path) -> OnnxFile:
     )
 
 
+def size_on_disk(path: Path) -> int:
+    """Return the bytes of a checked file and its external data."""
+    return sum(file.stat().st_size for file in [path, *_external_files(load_proto(path), path)])
+
+
 def _checked_proto(path: Path) -> onnx.ModelProto:
     if not path.exists():
         raise SourceError(f"no such file: {path}")
     if not path.is_file():
         raise SourceError(f"{path} is a folder, expected an .onnx file (for a Hugging Face folder write hf:{path})")
     try:
-        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
+        proto = load_proto(path)
     except (DecodeError, OSError) as error:
         raise SourceError(
             f"{path} ({path.stat().st_size} bytes) is not an ONNX file, or is cut short: export or copy it again"
@@ -83,12 +90,39 @@ def _checked_proto(path: Path) -> onnx.ModelProto:
     if not proto.graph.output:
         raise SourceError(f"{path} ({path.stat().st_size} bytes) holds no ONNX graph: export or copy it again")
     _external_files(proto, path)
+    _check_imports(proto, path)
     try:
-        onnx.checker.check_model(str(path))
+        _run_checker(proto, path)
     except (onnx.checker.ValidationError, UnicodeDecodeError, RuntimeError) as error:  # the latter two of damaged names and paths
         first_line = str(error).strip().splitlines()[0]
         raise SourceError(f"{path} is not a valid ONNX model: {first_line}") from error
     return proto
+
+
+def _run_checker(proto: onnx.ModelProto, path: Path) -> None:
+    """Run ONNX's checker, which reads a file whole: on a large one without its weights, which were checked before."""
+    if not (uses_long_name(proto) or any(lies_in_own_file(tensor, path) for tensor in proto.graph.initializer)):
+        onnx.checker.check_model(str(path))
+        return
+    bare = onnx.ModelProto()
+    bare.CopyFrom(proto)
+    for tensor in _tensors_of(bare):
+        if uses_external_data(tensor):
+            tensor.CopyFrom(onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=[0], raw_data=b""))
+    unify_domains(bare)
+    onnx.checker.check_model(bare)
+
+
+def _check_imports(proto: onnx.ModelProto, path: Path) -> None:
+    """Operators of one domain cannot mean two things; '' and 'ai.onnx' are one."""
+    versions: dict[str, int] = {}
+    for entry in proto.opset_import:
+        domain = default_domain(entry.domain)
+        if versions.setdefault(domain, entry.version) != entry.version:
+            raise SourceError(
+                f"{path} imports the operators {domain or 'ai.onnx'!r} at the versions {versions[domain]} and {entry.version}: "
+                "export it again, at one"
+            )
 
 
 def _external_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
@@ -99,7 +133,7 @@ def _external_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
     """
     folder = path.absolute().parent.resolve()
     needed_bytes: dict[Path, int] = {}
-    for tensor in [*_all_tensors(proto.graph), *(tensor for function in proto.functions for tensor in _all_tensors(function))]:
+    for tensor in _tensors_of(proto):
         if not uses_external_data(tensor):
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -129,15 +163,20 @@ def _external_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
                 f"{path}: external data file {target.name!r} has {target.stat().st_size} bytes, the model needs {size}: "
                 "copy it again"
             )
-    return sorted(needed_bytes)
+    return sorted(set(needed_bytes) - {path.resolve()})
 
 
 def _size_bytes(tensor: onnx.TensorProto) -> int:
     return int(ir.DataType(tensor.data_type).bitwidth * math.prod(tensor.dims) + 7) // 8
 
 
+def _tensors_of(proto: onnx.ModelProto) -> list[onnx.TensorProto]:
+    return [*_all_tensors(proto.graph), *(tensor for function in proto.functions for tensor in _all_tensors(function))]
+
+
 def _all_tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> list[onnx.TensorProto]:
     tensors = list(graph.initializer) if isinstance(graph, onnx.GraphProto) else []
+    tensors += sparse_tensors(graph)
     for node in graph.node:
         for attribute in node.attribute:
             tensors.extend([attribute.t] if attribute.HasField("t") else attribute.tensors)
@@ -176,19 +215,42 @@ def _shapes_agree(promised: tuple[Dim, ...], found: tuple[Dim, ...]) -> bool:
 
 
 def load_graph(path: Path) -> ir.Model:
-    """Load the graph of a checked file; external tensors stay on disk until they are needed.
+    """Load the graph of a checked file, sparse tensors made dense; external tensors stay on disk until they are needed.
 
     Raises:
-        SourceError: the graph holds sparse initializers, which onnx-ir would drop without a word, or a function holds
-            external data, which would be left behind.
+        SourceError: a sparse tensor cannot be made dense.
     """
-    proto = onnx.load(str(path), format="protobuf", load_external_data=False)
-    if proto.graph.sparse_initializer:
-        names = ", ".join(tensor.values.name for tensor in proto.graph.sparse_initializer[:3])
-        raise SourceError(f"{path} has sparse initializers ({names}): densify them first, for example by onnxruntime's optimizer")
-    if any(uses_external_data(tensor) for function in proto.functions for tensor in _all_tensors(function)):
-        raise SourceError(f"{path} has external data inside a function: inline its functions first, by onnx.inliner")
-    return ir.load(path)
+    proto = load_proto(path)
+    folder = path.absolute().parent.resolve()
+    for graph in (proto.graph, *proto.functions):
+        for tensor in sparse_tensors(graph):
+            if uses_external_data(tensor):
+                load_external_data_for_tensor(tensor, str(folder))
+    densify(proto, path.name)
+    unify_domains(proto)
+    model = ir.serde.deserialize_model(proto)
+    for part in _parts(model):
+        _map_external(part, lambda tensor: absolute(tensor, folder))
+    return model
+
+
+def _parts(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
+    """Yield the graph, the functions, and the subgraphs of both."""
+    owners: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for owner in owners:
+        yield owner
+        yield from owner.subgraphs()
+
+
+def _map_external(part: ir.Graph | ir.Function, change: Callable[[ir.ExternalTensor], ir.TensorProtocol]) -> None:
+    """Replace the external tensors of ``part``, not of its subgraphs, by what ``change`` makes of them."""
+    for value in part.initializers.values() if isinstance(part, ir.Graph) else ():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = change(value.const_value)
+    for node in part:
+        for name, attribute in node.attributes.items():
+            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
+                node.attributes[name] = ir.AttrTensor(name, change(attribute.value))
 
 
 def write_onnx(
@@ -209,7 +271,7 @@ def write_onnx(
     with staging_folder(path.parent) as folder:
         staged = folder / path.name
         _save(model, staged)
-        onnx.checker.check_model(str(staged))
+        _run_checker(load_proto(staged), staged)
         proven = prove(staged)
         if proven:
             _add_metadata(staged, proven)
@@ -218,26 +280,38 @@ def write_onnx(
 
 
 def _save(model: ir.Model, path: Path) -> None:
-    size_bytes = sum(
-        value.const_value.nbytes
-        for graph in model.graphs()
-        for value in graph.initializers.values()
-        if value.const_value is not None
-    )
-    if size_bytes > LARGEST_INLINE_BYTES:
+    """Write the weights with the model, never more than one of the large ones in memory."""
+    weights = [
+        value.const_value for graph in model.graphs() for value in graph.initializers.values() if value.const_value is not None
+    ]
+    inline = sum(tensor.nbytes for tensor in weights) <= LARGEST_INLINE_BYTES
+    on_disk = {
+        value.name or "": value.const_value
+        for value in model.graph.initializers.values()
+        if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes >= LARGE_TENSOR_BYTES
+    }
+    kept = set(map(id, on_disk.values() if inline else weights))
+    for part in _parts(model):
+        # What is read now keeps the new file free of its sources' folders.
+        _map_external(part, lambda tensor: tensor if id(tensor) in kept else _in_memory(tensor))
+    if inline:
+        save_proto(ir.to_proto(model), path, on_disk)
+    else:
         # The name of the folder is random: a new version never overwrites the data that the old model file still reads.
         ir.save(model, path, external_data=f"{path.name}.{path.parent.name.removeprefix(STAGING_PREFIX)}.data")
-        return
-    # Reading external tensors now keeps the new file free of its sources' folders.
-    ir.external_data.load_to_model(model)
-    for node in model.graph.all_nodes():
-        for name, attribute in node.attributes.items():
-            if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.ExternalTensor):
-                node.attributes[name] = ir.AttrTensor(name, ir.tensor(attribute.value.numpy().copy()))
-    ir.save(model, path)
+
+
+def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    array = tensor.numpy().copy()
+    tensor.release()
+    return ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
 
 
 def _add_metadata(path: Path, metadata: Mapping[str, str]) -> None:
-    proto = onnx.load(str(path), format="protobuf", load_external_data=False)
+    proto = load_proto(path)
     onnx.helper.set_model_props(proto, {entry.key: entry.value for entry in proto.metadata_props} | dict(metadata))
-    path.write_bytes(proto.SerializeToString())
+    here = [ir.from_proto(tensor) for tensor in proto.graph.initializer if lies_in_own_file(tensor, path)]
+    on_disk = {tensor.name or "": absolute(tensor, path.parent) for tensor in here if isinstance(tensor, ir.ExternalTensor)}
+    named = path.with_name(f"{path.name}.named")
+    save_proto(proto, named, on_disk)
+    named.replace(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,10 @@ class Session:
             raise WorkerError(f"{self.path.name} failed while running: {_first_line(error)}") from error
         return {name: np.asarray(output) for name, output in zip(self.output_names, outputs, strict=True)}
 
+    def over(self, batches: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
+        """Run one batch after the other; raises what a call raises."""
+        return [self(inputs) for inputs in batches]
+
     def bind(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
         """Return ONNX Runtime's own call on these inputs, with nothing around it, for timing."""
         return partial(self.ort_session.run, self.output_names, dict(inputs))
@@ -102,8 +106,11 @@ def open_session(
     threads: int | None = None,
     spinning: bool = True,
     record_placement: bool = False,
+    mapped: bool = False,
 ) -> Session:
     """Load ``path`` into ONNX Runtime: sequential execution, ``threads`` intra-op threads (default: the usable cores).
+
+    ``mapped`` leaves large weights on disk, those inside the file too: they are mapped, and neither packed nor folded.
 
     Raises:
         ConfigError: a provider is not in this build of ONNX Runtime, which would only warn and use the CPU.
@@ -118,11 +125,24 @@ def open_session(
     options.intra_op_num_threads = threads or usable_cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.add_session_config_entry("session.record_ep_graph_assignment_info", str(int(record_placement)))
+    model: str | bytes = str(path)
+    if mapped:
+        model = _without_weights(path)
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.enable_cpu_mem_arena = False
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.absolute().parent))
     try:
-        session = ort.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+        session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
     except _LOAD_ERRORS as error:
         raise SourceError(f"ONNX Runtime {ort.__version__} cannot load {path}: {_first_line(error)}") from error
     return Session(path, session)
+
+
+def _without_weights(path: Path) -> bytes:
+    from monograph.models.onnx_lazy import load_proto  # what measures needs none of its imports
+
+    return bytes(load_proto(path).SerializeToString())
 
 
 def _first_line(error: Exception) -> str:

@@ -16,7 +16,7 @@ from onnx_ir.tape import Tape
 from monograph.errors import FusionError
 from monograph.export.fusion.align import MISSING, missing_value
 from monograph.export.fusion.forms import FORMS, Form
-from monograph.export.fusion.members import Prepared, detach, free_prefix, ir_dtype, load_member, take_apart
+from monograph.export.fusion.members import Prepared, detach, free_prefix, ir_dtype, keep_caches, load_member, take_apart
 from monograph.export.fusion.plan import FusionPlan, Member
 from monograph.export.fusion.sharing import Sharing, record_members, share_subgraphs
 from monograph.models.contract import TensorSpec
@@ -63,6 +63,7 @@ def build_graph(plan: FusionPlan) -> tuple[ir.Model, Sharing | None]:
     fused_model = ir.Model(graph, ir_version=ir_version, producer_name="monograph")
     Sequential(RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())(fused_model)
     sharing = share_subgraphs(fused_model) if plan.share else None
+    keep_caches(fused_model.graph)
     record_members(fused_model, [member.name for member in plan.running])
     return fused_model, sharing
 

@@ -25,6 +25,7 @@ from monograph.export.fusion.weights import Gain, WeightFit, fit_weights
 from monograph.models.contract import Kind
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile
+from monograph.runtime.apart import too_large
 from monograph.runtime.runner import run_all_rows
 from monograph.runtime.session import open_session
 
@@ -98,7 +99,8 @@ def _run_members(files: Sequence[OnnxFile], names: Sequence[str], rows: Sequence
     labels = rows[leader].required_labels().astype(np.int64)
     outputs = []
     for file, name, positions, member_rows in zip(files, names, class_positions, rows, strict=True):
-        output = run_all_rows(open_session(file.path, spinning=False), file.contract, member_rows)
+        session = open_session(file.path, spinning=False, mapped=too_large(file.size_bytes))
+        output = run_all_rows(session, file.contract, member_rows)
         output = in_fused_order(output, positions, name, file.contract.kind)
         _check_fits_labels(output, labels, name, rows[leader].origin)
         outputs.append(output.astype(np.float64))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from monograph.export.parity import TOLERANCE, ParityProof
 from monograph.export.trace import write_proven
 from monograph.models.contract import Kind
 from monograph.models.data.rows import Rows
-from monograph.models.onnx_file import OnnxFile, read_onnx
-from monograph.runtime.session import Session, open_session
+from monograph.models.onnx_file import OnnxFile, read_onnx, size_on_disk
+from monograph.runtime.apart import ApartSession, open_sessions, too_large
+from monograph.runtime.session import Session
 
 Array = npt.NDArray[Any]
 FUSION_KEY = "monograph.fusion"
@@ -57,17 +58,19 @@ def fuse(
     graph, sharing = build_graph(plan)
     node_count = sum(1 for _ in graph.graph.all_nodes())
     cost = cost_of(plan, graph, sharing)
+    members = MembersApart(plan)
     proof = write_proven(
         graph,
         path,
         plan.contract,
-        MembersApart(plan),
+        members,
         names=("the members run apart", path.name),
         rows=rows,
         batch_sizes=batch_sizes,
         tolerance=max(tolerance, plan.rounding),
         tokenizer_json=plan.tokenizer_json,
         metadata={FUSION_KEY: plan.to_json()},
+        apart=members.too_large,
     )
     return Fused(read_onnx(path), plan, proof, node_count, cost)
 
@@ -81,7 +84,10 @@ class MembersApart:
 
     def __init__(self, plan: FusionPlan) -> None:
         self.plan = plan
-        self.sessions = [open_session(member.path, spinning=False) for member in plan.running]
+        paths = [member.path for member in plan.running]
+        size_bytes = sum(map(size_on_disk, paths))
+        self.too_large = too_large(size_bytes)
+        self.sessions = open_sessions(paths, size_bytes)
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Compute one batch.
@@ -89,10 +95,21 @@ class MembersApart:
         Raises:
             FusionError: a member cannot be run on these inputs, or members' outputs differ in shape.
         """
+        members = zip(self.plan.running, self.sessions, strict=True)
+        return self._combine([run_member(member, session, inputs) for member, session in members])
+
+    def over(self, batches: Sequence[Mapping[str, Array]]) -> Iterable[dict[str, Array]]:
+        """Compute batch by batch, or, where members run apart, all batches member by member; raises what a call raises."""
+        if not self.too_large:
+            return map(self, batches)
+        members = zip(self.plan.running, self.sessions, strict=True)
+        outputs = [run_member_over(member, session, batches) for member, session in members]
+        return [self._combine(of_one_batch) for of_one_batch in zip(*outputs, strict=True)]
+
+    def _combine(self, outputs: Sequence[Array]) -> dict[str, Array]:
         form = FORMS[self.plan.form]
         arrays: list[Array] = []
-        for member, session in zip(self.plan.running, self.sessions, strict=True):
-            output = run_member(member, session, inputs)
+        for member, output in zip(self.plan.running, outputs, strict=True):
             if arrays and not form.joins_features and output.shape != arrays[0].shape:
                 raise FusionError(
                     f"{member.name} gives an array of shape {output.shape} where {self.plan.running[0].name} gives "
@@ -102,20 +119,29 @@ class MembersApart:
         return {self.plan.contract.output.name: form.combine(arrays, self.plan.mixing)}
 
 
-def run_member(member: Member, session: Session, inputs: Mapping[str, Array]) -> Array:
-    """Run one member on the shared inputs; its classes come back in the fused order."""
-    feed = {link.member_input: link.apply(inputs[link.shared_input]) for link in member.input_links}
+def run_member(member: Member, session: Session | ApartSession, inputs: Mapping[str, Array]) -> Array:
+    """Run one member on the shared inputs; its classes come back in the fused order.
+
+    Raises:
+        FusionError: it cannot be run on them.
+    """
+    return run_member_over(member, session, [inputs])[0]
+
+
+def run_member_over(member: Member, session: Session | ApartSession, batches: Sequence[Mapping[str, Array]]) -> list[Array]:
+    """Run one member on batches of the shared inputs, loaded once; raises what :func:`run_member` raises."""
+    feeds = [{link.member_input: link.apply(inputs[link.shared_input]) for link in member.input_links} for inputs in batches]
     try:
-        output = session(feed)[member.output]
+        outputs = [output[member.output] for output in session.over(feeds)]
     except WorkerError as error:
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
+        shapes = " or ".join(", ".join(f"{name} {list(array.shape)}" for name, array in feed.items()) for feed in feeds)
         raise FusionError(
             f"{member.name} does not run on {shapes}, which its contract allows: {error}; "
             "export it again, or, where it takes certain values only, give real rows by --data"
         ) from error
     if member.temperature != 1:
-        output = output.astype(np.float64) / member.temperature
-    return in_fused_order(output, member.class_positions, member.name, member.kind)
+        outputs = [output.astype(np.float64) / member.temperature for output in outputs]
+    return [in_fused_order(output, member.class_positions, member.name, member.kind) for output in outputs]
 
 
 def in_fused_order(output: Array, class_positions: Sequence[int] | None, name: str, kind: Kind) -> Array:

@@ -6,6 +6,8 @@ import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 
+import onnx
+import onnx.version_converter
 import onnx_ir as ir
 from onnx_ir.passes import Sequential
 from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass, RemoveUnusedOpsetsPass
@@ -19,8 +21,8 @@ from monograph.export.fusion.plan import Member
 from monograph.models.contract import Contract
 from monograph.models.onnx_file import load_graph
 
-_DEFAULT_DOMAIN = "ai.onnx"
-"""The long name of the domain whose nodes onnx-ir writes without one."""
+_PAST_VALUE, _PRESENT_VALUE = 5, 2
+"""Where Attention of opset 23 takes and gives them: https://onnx.ai/onnx/operators/onnx__Attention.html"""
 
 
 def ir_dtype(dtype: str) -> ir.DataType:
@@ -36,22 +38,54 @@ def load_member(member: Member, opset: int) -> ir.Model:
     """
     try:
         model = load_graph(member.path)
-        if (version := model.opset_imports.pop(_DEFAULT_DOMAIN, None)) is not None:
-            model.opset_imports[""] = version
         Sequential(InlinePass(), RemoveInitializersFromInputsPass(), RemoveUnusedOpsetsPass())(model)
         if model.opset_imports.get("", opset) != opset:
-            with _quiet_converter():
-                ConvertVersionPass(opset, fallback=True)(model)
+            _convert(model, member, opset)
     except (ir.serde.SerdeError, RuntimeError) as error:  # passes raise RuntimeErrors of their own
         raise FusionError(
             f"{member.name} cannot be taken into another graph: {_root_cause(error)}; export it again, for opset {opset}"
         ) from error
+    return model
+
+
+def _convert(model: ir.Model, member: Member, opset: int) -> None:
+    """Convert ``model`` in place; where that fails, find the node that cannot be converted.
+
+    Raises:
+        FusionError: it cannot be converted, or would take or give other shapes.
+    """
+    before, ranks = model.opset_imports[""], _ranks(model.graph)
+    remedy = f"export it again with opset {opset}"
+    with _quiet_converter():
+        ConvertVersionPass(opset, fallback=True)(model)
     reached = model.opset_imports.get("", opset)
     if reached != opset:
+        culprit = _unconvertible(model, opset)
+        raise FusionError(f"{member.name} has opset {reached} and cannot be converted to {opset}{culprit}: {remedy}")
+    if changed := [name for name, rank in _ranks(model.graph).items() if ranks.get(name, rank) != rank]:
         raise FusionError(
-            f"{member.name} has opset {reached} and cannot be converted to {opset}: export it again with opset {opset}"
+            f"{member.name} has opset {before} and cannot be converted to {opset}: {changed[0]!r} would get another number of "
+            f"dimensions: {remedy}"
         )
-    return model
+
+
+def _ranks(graph: ir.Graph) -> dict[str, int]:
+    return {value.name or "": len(value.shape) for value in (*graph.inputs, *graph.outputs) if value.shape is not None}
+
+
+def _unconvertible(model: ir.Model, opset: int) -> str:
+    """Return the first node that cannot be converted alone, with the converter's reason; nothing where each can."""
+    for node in model.graph.all_nodes():
+        proto = ir.to_proto(node)
+        inputs, outputs = ([onnx.ValueInfoProto(name=name) for name in names if name] for names in (proto.input, proto.output))
+        graph = onnx.helper.make_graph([proto], "alone", inputs, outputs)
+        try:
+            opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
+            onnx.version_converter.convert_version(onnx.helper.make_model(graph, opset_imports=opsets), opset)
+        except RuntimeError as error:
+            reason = _root_cause(error).rsplit(": ", 1)[-1]
+            return f", because of its node {node.name or node.outputs[0].name!r} ({node.op_type}): {reason}"
+    return ""
 
 
 @contextlib.contextmanager
@@ -161,6 +195,19 @@ def _rename(value: ir.Value, prefix: str, symbols: Mapping[str, str]) -> None:
             if isinstance(dim, ir.SymbolicDim) and dim.value:
                 shape[axis] = symbols.get(dim.value, f"{prefix}{dim.value}")
         value.shape = shape
+
+
+def keep_caches(graph: ir.Graph) -> None:
+    """Give every Attention that reads a cache the outputs that hold the next one, though nothing reads them.
+
+    They are optional, but ONNX Runtime runs no Attention that takes a cache and gives none.
+    """
+    for node in graph.all_nodes():
+        cached = len(node.inputs) > _PAST_VALUE and node.inputs[_PAST_VALUE] is not None
+        if node.op_type == "Attention" and node.domain == "" and cached:
+            node.resize_outputs(max(len(node.outputs), _PRESENT_VALUE + 1))
+            for value, part in zip(node.outputs[1:], ("present_key", "present_value"), strict=False):
+                value.name = value.name or f"{node.name}/{part}"
 
 
 def take_apart(graph: ir.Graph) -> None:

@@ -32,9 +32,9 @@ from monograph.export.parity import TOLERANCE, BatchParity, Computation, ParityP
 from monograph.export.trace import PROOF_KEY
 from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Kind
 from monograph.models.data.rows import Rows
-from monograph.models.onnx_file import OnnxFile, read_onnx, write_onnx
+from monograph.models.onnx_file import OnnxFile, read_onnx, size_on_disk, write_onnx
+from monograph.runtime.apart import open_sessions
 from monograph.runtime.golden import GOLDEN_KEY, GoldenBatch, LeftOut, RandomRows
-from monograph.runtime.session import open_session
 
 Array = npt.NDArray[Any]
 CASES = ("easy", "hard", "mixed")
@@ -101,7 +101,8 @@ class CascadeApart:
 
     def __init__(self, plan: CascadePlan) -> None:
         self.plan = plan
-        self.sessions = [open_session(member.path, spinning=False) for member in plan.members]
+        paths = [member.path for member in plan.members]
+        self.sessions = open_sessions(paths, sum(map(size_on_disk, paths)))
 
     def outputs(self, inputs: Mapping[str, Array]) -> list[tuple[Array, Array]]:
         """Return each member's calibrated output and probabilities, ``float64 [b, c]`` both.

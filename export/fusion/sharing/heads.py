@@ -35,6 +35,9 @@ def fold_linear_heads(model: ir.Model) -> int:
 
 
 def _fold(total: ir.Node, graph: ir.Graph) -> int:
+    trunks = {id(_trunk(value)) for value in total.inputs}
+    if len(trunks) > 1 or _trunk(total.inputs[0]) is None:
+        return 0  # told before any weight is read
     heads = [head for value in total.inputs if value is not None and (head := _read_head(value)) is not None]
     if len(heads) < len(total.inputs) or len(heads) < 2:
         return 0
@@ -83,6 +86,17 @@ def _new_weight(graph: ir.Graph, name: str, array: Array) -> ir.Value:
     value.shape = ir.Shape(array.shape)
     graph.register_initializer(value)
     return value
+
+
+def _trunk(value: ir.Value | None) -> ir.Value | None:
+    """Return what the linear layer behind ``value`` reads, whatever scales or shifts its output; None where there is none."""
+    node = None if value is None else value.producer()
+    if node is None or node.domain != "":
+        return None
+    if node.op_type in ("Gemm", "MatMul"):
+        return node.inputs[0]
+    sources = [source for source in node.inputs if source is not None and source.const_value is None]
+    return _trunk(sources[0]) if node.op_type in ("Add", "Mul", "Div") and len(sources) == 1 else None
 
 
 def _read_head(value: ir.Value) -> _Head | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-import numpy as np
 import onnx_ir as ir
 
 from monograph.export.fusion.sharing.provenance import record_merge
@@ -90,17 +89,24 @@ def tensor_key(tensor: ir.TensorProtocol) -> tuple[object, ...]:
 
 
 def _digest(tensor: ir.TensorProtocol) -> bytes:
-    """Hash the contents; a tensor that lies in a file is mapped into memory, not read into it."""
+    """Hash the contents; a tensor that lies in a file is read in chunks."""
     digest = hashlib.sha256()
     if tensor.dtype == ir.DataType.STRING:
         for text in tensor.numpy().reshape(-1):
             written = text if isinstance(text, bytes) else str(text).encode()
             digest.update(len(written).to_bytes(8, "little") + written)
-    elif isinstance(tensor, ir.ExternalTensor) and tensor.dtype.itemsize >= 1:
-        digest.update(np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8).data)
+    elif isinstance(tensor, ir.ExternalTensor):
+        tensor.tofile(_Hash(digest))
     else:
         digest.update(tensor.tobytes())
     return digest.digest()
+
+
+class _Hash:
+    """A file that hashes what is written to it."""
+
+    def __init__(self, digest: hashlib._Hash) -> None:
+        self.write = digest.update
 
 
 def weights_size(model: ir.Model) -> tuple[int, int]:
