@@ -42,7 +42,7 @@ def record_members(model: ir.Model, names: Sequence[str]) -> None:
     for node in reversed(served):  # users after what they use
         if not served[node]:
             users = {user for value in node.outputs for user in value.consumers()}
-            served[node] = set().union(*(served[user] for user in users)) or set(names)
+            served[node] = set().union(*(served.get(user, set()) for user in users)) or set(names)
     for node, members in served.items():
         told = [name for name in names if name in members]
         if told != [(node.name or "").split("/")[0]]:

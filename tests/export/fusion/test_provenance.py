@@ -63,10 +63,11 @@ def test_folded_heads_serve_all(write_model: WriteModel, fuse_files: FuseFiles):
 
 
 def test_sizes_read_once_serve_those_that_read_them(write_model: WriteModel, fuse_files: FuseFiles):
-    sized = """s = Shape<start = 0, end = 1>(x) n = Constant<value_ints = [4]>() t = Concat<axis = 0>(s, n)
-        y = Relu(x) r = Reshape(y, t) logits = MatMul(r, w)"""
+    sized = """s = Shape<start = 0, end = 1>(x) n = Constant<value_ints = [1]>() t = Concat<axis = 0>(s, n)
+        y = Relu(x) e = Expand(one, t) r = Concat<axis = 1>(y, e) logits = MatMul(r, w)"""
     plain = "y = Tanh(x) logits = MatMul(y, w)"
-    weights = [{"w": RNG.standard_normal((4, 3), dtype=np.float32)} for _ in range(3)]
+    weights = [{"w": RNG.standard_normal((5 if n < 2 else 4, 3), dtype=np.float32)} for n in range(3)]
+    weights = [one | ({"one": np.ones((1, 1), np.float32)} if n < 2 else {}) for n, one in enumerate(weights)]
     texts = {"a": sized, "b": sized.replace("Relu", "Sigmoid"), "c": plain}
     files = [write_model(name, classifier(text), weights[n]) for n, (name, text) in enumerate(texts.items())]
     members = every_node_tells(fuse_files(files).file.path)
