@@ -9,6 +9,8 @@ from pathlib import Path
 import onnx
 from onnx.inliner import inline_local_functions
 
+from monograph.models.onnx_lazy import load_proto
+
 _LARGEST_KEPT_ELEMENTS = 1024
 """Shape inference reads the values of small tensors only (shapes, axes); the others are emptied, which saves time."""
 _UNCOUNTED = ("LSTM", "GRU", "RNN", "Einsum", "Attention", "MultiHeadAttention", "ConvTranspose", "If", "Loop", "Scan")
@@ -25,7 +27,7 @@ def count_macs(source: Path | onnx.ModelProto, *, sequence_length: int = 64) -> 
     """
     model = onnx.ModelProto()
     if isinstance(source, Path):
-        model = onnx.load(str(source), load_external_data=False)
+        model = load_proto(source)
     else:
         model.CopyFrom(source)
     model = inline_local_functions(model) if model.functions else model
