@@ -302,9 +302,7 @@ def _save(model: ir.Model, path: Path) -> None:
 
 
 def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
-    array = tensor.numpy().copy()
-    tensor.release()
-    return ir.Tensor(array, dtype=tensor.dtype, name=tensor.name)
+    return ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
 
 
 def _add_metadata(path: Path, metadata: Mapping[str, str]) -> None:

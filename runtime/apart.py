@@ -7,6 +7,7 @@ activations; the mapped pages of a file are the page cache's, and are let go aga
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 import tempfile
 import threading
@@ -28,6 +29,7 @@ LARGEST_HELD_BYTES = 1_000_000_000
 _RESIDENT_BYTES = 1 << 25
 """So much of mapped files is kept in memory."""
 _LOOK_EVERY_S = 0.001
+_NICENESS = 10
 _MADV_DONTNEED = 4
 """Linux's number for it."""
 
@@ -101,6 +103,8 @@ def _mapped_pages_let_go(folder: Path) -> Iterator[None]:
     done = threading.Event()
     thread = threading.Thread(target=_let_go, args=(folder.resolve(), done), daemon=True)
     thread.start()
+    # Of this thread and of those that ONNX Runtime starts from it: letting pages go must not wait for what brings them in.
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
     try:
         yield
     finally:

@@ -503,3 +503,14 @@ def test_the_limit_is_the_largest_size_that_is_inline(
 def test_external_tensors_stay_on_disk_until_they_are_needed(tmp_path: Path):
     model = load_graph(source_with_external_data(tmp_path / "source"))
     assert isinstance(model.graph.initializers["W"].const_value, ir.ExternalTensor)
+
+
+def test_a_weight_that_somebody_still_looks_at_is_written_too(tmp_path: Path):
+    """Its file is mapped into memory, and cannot be closed while an array shows a part of it."""
+    model = load_graph(source_with_external_data(tmp_path / "source"))
+    weight = model.graph.initializers["W"].const_value
+    assert weight is not None
+    view = weight.numpy()[:2]
+    write_onnx(model, tmp_path / "new" / "model.onnx", {}, accept)
+    np.testing.assert_array_equal(run(tmp_path / "new" / "model.onnx"), ROWS @ WEIGHTS)
+    np.testing.assert_array_equal(view, WEIGHTS[:2])
