@@ -71,6 +71,13 @@ def fuse(
     max_drop: Annotated[
         float, typer.Option(help="For --cascade with --fit: points of accuracy that may be lost against the last member alone.")
     ] = 0.5,
+    confidence: Annotated[
+        float,
+        typer.Option(
+            help="For --cascade with --fit: with which new rows lose no more than --max-drop; "
+            "0 takes the loss seen on the rows of --fit at its word."
+        ),
+    ] = 0.95,
     share: Annotated[
         bool, typer.Option("--share/--no-share", help="Run equal parts of members once, store equal weights once.")
     ] = True,
@@ -99,6 +106,7 @@ def fuse(
             thresholds=numbers(threshold, "thresholds"),
             fit=data_spec_of(fit, data_column, split),
             max_drop=max_drop,
+            confidence=confidence,
         )
         _cascade(models, None if dry_run else output, stages, proof_rows, tolerance, as_json)
         return
