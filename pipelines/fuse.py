@@ -33,7 +33,7 @@ class Choices(TypedDict, total=False):
     class_weights: str | Path | Sequence[Sequence[float]] | None
     """One row a member, one column a class in the fused order; or a CSV file of them: class names, then a line a member."""
     fit: str | DataSpec | None
-    """DATA with labels on which to choose the weights; not the rows you will test on."""
+    """DATA with labels, or targets, on which to choose the weights; not the rows you will test on."""
     combine: str | None
     """A form, ``auto`` to have one chosen on the rows of ``fit``, or None for what fits the members' kinds."""
     search: str

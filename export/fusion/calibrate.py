@@ -22,6 +22,8 @@ Array = npt.NDArray[Any]
 _LOG_TEMPERATURE_BOUNDS = (-3.0, 3.0)
 _MOST_STACKED_OUTPUTS = 100
 _LARGEST_CONDITION = 1e3
+_CONSTANT = 1e-6
+"""A standard deviation below this share of the mean is rounding."""
 _RIDGE_STRENGTHS = np.logspace(-6, 3, 10)
 _MOST_PICKS = 50
 
@@ -69,20 +71,22 @@ def fit_linear_stacking(outputs: Sequence[Array], targets: Array) -> Stacking:
 
     Where the outputs are nearly linear functions of each other (a condition number above 1,000 once each has mean 0 and
     variance 1) or there are fewer rows than numbers to fit, the fit is a ridge regression whose strength is chosen by leaving
-    out one row at a time.
+    out one row at a time. An output that varies by no more than float32 rounds gets the coefficient 0.
 
     Args:
         outputs: one array ``float64 [n, k]`` a member.
         targets: ``float64 [n, k]``.
 
     Raises:
-        FusionError: there are too many outputs for a combiner of that size, or they are no rows of numbers.
+        FusionError: there are too many outputs for a combiner of that size, they are no rows of numbers, or there is one row.
     """
     if targets.ndim != 2:
         raise FusionError(
             f"members give {targets.ndim} dimensions, --combine stack takes one row of numbers a row, [batch x 1] or wider: "
             "export them so, or use --combine mean"
         )
+    if len(targets) < 2:
+        raise FusionError("--combine stack cannot be fitted on 1 row: give more validation rows")
     output_count = targets.shape[1]
     if output_count > _MOST_STACKED_OUTPUTS:
         raise FusionError(
@@ -92,6 +96,7 @@ def fit_linear_stacking(outputs: Sequence[Array], targets: Array) -> Stacking:
     features = np.concatenate(list(outputs), axis=1)  # [n, m·k]
     scaler = StandardScaler().fit(features)
     standard = scaler.transform(features)
+    standard[:, np.sqrt(scaler.var_) < _CONSTANT * np.abs(scaler.mean_)] = 0.0
     is_ill_conditioned = len(features) <= features.shape[1] + 1 or np.linalg.cond(standard) > _LARGEST_CONDITION
     model = RidgeCV(alphas=_RIDGE_STRENGTHS) if is_ill_conditioned else LinearRegression()
     model.fit(standard, targets)

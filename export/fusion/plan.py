@@ -248,7 +248,10 @@ def _check_form(
     if form.name == "stack" and (fit is None or fit.stacking is None):
         raise FusionError("--combine stack is a combiner that is fitted: give labelled validation rows by --fit DATA")
     if form.name == "stack" and len(shape) != 2:
-        raise FusionError(f"{names[0]} gives {len(shape)} dimensions, --combine stack takes one row of classes a row: use probs")
+        raise FusionError(
+            f"{names[0]} gives {len(shape)} dimensions, --combine stack takes one row of numbers a row, [batch x 1] or wider: "
+            "use another form"
+        )
 
 
 def _checked_class_weights(

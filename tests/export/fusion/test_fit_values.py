@@ -158,6 +158,34 @@ class TestStack:
         mixed = FORMS["stack"].combine([one, one, 0 * one], Mixing(("a", "b", "c"), (1 / 3,) * 3, stacking))
         assert rmse(mixed, targets) <= rmse(np.full_like(targets, targets.mean()), targets) + 1e-9
 
+    def test_a_member_that_is_dead_but_for_rounding(
+        self, write_linear: WriteModel, write_model: WriteModel, fuse_files: FuseFiles
+    ):
+        specs = (TensorSpec("x", "float32", ("batch", 4)),), (TensorSpec("y", "float32", ("batch", 1)),)
+        contract = Contract(*specs, Kind.REGRESSION)
+        text = """<ir_version: 8, opset_import: ["": 17]> m (float[batch, 4] x) => (float[batch, 1] y)
+        { s = ReduceSum<keepdims=1>(x, a)  t = Mul(s, c)  y = Add(t, d) }"""
+        arrays = {"a": np.array([1]), "c": np.float32([1e-7]), "d": np.float32([5])}
+        files = [
+            write_linear("live", classes=1, output_name="y", contract=contract),
+            write_model("dead", text, arrays, contract=contract),
+        ]
+        targets = run(files[0]) + np.random.default_rng(0).standard_normal((200, 1))
+        fit = fit_fusion(files, [Rows({"x": FEATURES}, targets)] * 2, "stack")
+        assert fit.stacking is not None
+        assert fit.stacking.coefficients[1] == (0.0,)
+        assert fit.stacking.coefficients[0][0] == pytest.approx(1, abs=0.2)
+        fuse_files(files, fit=fit)
+
+    def test_one_row(self):
+        with pytest.raises(FusionError, match="stack cannot be fitted on 1 row: give more validation rows"):
+            fit_linear_stacking([np.array([[1.0]]), np.array([[2.0]])], np.array([[3.0]]))
+
+    def test_members_that_are_all_dead(self):
+        stacking = fit_linear_stacking([np.ones((2, 1)), np.full((2, 1), 2.0)], np.array([[3.0], [5.0]]))
+        assert stacking.coefficients == ((0.0,), (0.0,))
+        assert stacking.intercept == pytest.approx((4.0,))
+
     def test_too_many_outputs(self):
         outputs = np.zeros((5, 101))
         with pytest.raises(
