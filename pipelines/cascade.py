@@ -13,6 +13,7 @@ from monograph.export.parity import TOLERANCE
 from monograph.pipelines.data import DataSpec, as_data_spec
 from monograph.pipelines.export import checked_output, rows_for
 from monograph.pipelines.fuse import check_output_is_new, labelled_rows, members_as_onnx
+from monograph.runtime.statistics import CONFIDENCE
 
 
 class CascadeChoices(TypedDict, total=False):
@@ -25,7 +26,9 @@ class CascadeChoices(TypedDict, total=False):
     fit: str | DataSpec | None
     """DATA with labels on which to fit temperatures and thresholds; not the rows you will test on."""
     max_drop: float
-    """Points of accuracy that may be lost against the last member alone, on the rows of ``fit``."""
+    """Points of accuracy that may be lost against the last member alone."""
+    confidence: float
+    """With which the loss on new rows stays within ``max_drop``; 0 takes the loss seen on the rows of ``fit`` at its word."""
     share: bool
     """Take from an earlier member what a later one computes as it does; True by default."""
 
@@ -72,5 +75,11 @@ def _planned(models: Sequence[str | Path], choices: CascadeChoices) -> Iterator[
         fitted = None
         if spec is not None:
             rows = labelled_rows(spec, files)
-            fitted = fit_cascade(files, rows, gate=gate or "max-probability", max_drop=choices.get("max_drop", MAX_DROP_POINTS))
+            fitted = fit_cascade(
+                files,
+                rows,
+                gate=gate or "max-probability",
+                max_drop=choices.get("max_drop", MAX_DROP_POINTS),
+                confidence=choices.get("confidence", CONFIDENCE),
+            )
         yield plan_cascade(files, gate=gate, thresholds=thresholds, fit=fitted, share=choices.get("share", True))

@@ -67,7 +67,7 @@ class ModelConfig(_Strict):
 class FuseConfig(_Strict):
     """How the members become one graph."""
 
-    combine: Literal["auto", "logits", "probs", "geometric", "vote", "stack", "mean", "concat"] | None = None
+    combine: Literal["auto", "logits", "probs", "class-weights", "geometric", "vote", "stack", "mean", "concat"] | None = None
     """None takes what fits the members' kinds; `auto` chooses on the validation rows."""
     calibrate: bool = False
     """Fit a temperature for each member on the validation rows."""

@@ -11,7 +11,8 @@ from typing import TypedDict, Unpack
 
 from monograph.errors import ConfigError, FusionError
 from monograph.export.fusion import Cost, Fused, FusionPlan, estimate_cost, fit_fusion, fuse, plan_fusion
-from monograph.export.fusion.align import class_leader
+from monograph.export.fusion.align import align_classes, class_leader
+from monograph.export.fusion.class_weights import read_class_weights
 from monograph.export.fusion.fit import AUTO
 from monograph.export.fusion.plan import member_names
 from monograph.export.parity import TOLERANCE
@@ -28,9 +29,11 @@ class Choices(TypedDict, total=False):
     weights: Sequence[float] | None
     """One a member, summing to 1; equal ones by default."""
     normalize: bool
-    """Scale ``weights`` to sum to 1, whatever their sum."""
+    """Scale ``weights``, or each class's, to sum to 1, whatever their sum."""
+    class_weights: str | Path | Sequence[Sequence[float]] | None
+    """One row a member, one column a class in the fused order; or a CSV file of them: class names, then a line a member."""
     fit: str | DataSpec | None
-    """DATA with labels on which to choose the weights; not the rows you will test on."""
+    """DATA with labels, or targets, on which to choose the weights; not the rows you will test on."""
     combine: str | None
     """A form, ``auto`` to have one chosen on the rows of ``fit``, or None for what fits the members' kinds."""
     search: str
@@ -105,8 +108,21 @@ def _planned(models: Sequence[str | Path], choices: Choices) -> Iterator[tuple[F
             temperatures=choices.get("temperatures"),
             fit=fit,
             share=choices.get("share", True),
+            class_weights=_class_weights(choices.get("class_weights"), files),
         )
         yield plan, files
+
+
+def _class_weights(
+    given: str | Path | Sequence[Sequence[float]] | None, files: Sequence[OnnxFile]
+) -> Sequence[Sequence[float]] | None:
+    """Return weights by class as they were given, or as the file holds them."""
+    if not isinstance(given, str | Path):
+        return given
+    names = member_names([file.path for file in files])
+    contracts = [file.contract for file in files]
+    class_names, _ = align_classes(contracts, names)
+    return read_class_weights(Path(given), names, class_names, contracts[class_leader(contracts) or 0].class_count)
 
 
 @contextmanager
@@ -154,6 +170,10 @@ def _check(choices: Choices) -> None:
     fitted = choices.get("fit") is not None
     if fitted and choices.get("weights") is not None:
         raise ConfigError("--weights and --fit exclude each other: give the weights or have them fitted")
+    if choices.get("class_weights") is not None:
+        for name in ("weights", "fit"):
+            if choices.get(name) is not None:
+                raise ConfigError(f"--class-weights and --{name} exclude each other: give the weights or have them fitted")
     if choices.get("calibrate") and choices.get("temperatures") is not None:
         raise ConfigError("--temperatures and --calibrate exclude each other: give the temperatures or have them fitted")
     if fitted and choices.get("temperatures") is not None:

@@ -3,13 +3,13 @@
 Each candidate is fitted on one half of the rows and scored on the other, both ways, so that the gain that is told is a
 gain on rows not fitted on; then it is fitted once more on all rows.
 
-Shape letters: ``n`` rows, ``c`` classes, ``m`` members.
+Shape letters: ``n`` rows, ``c`` classes, ``k`` outputs that are no classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,13 @@ import numpy.typing as npt
 
 from monograph.errors import DataError, FusionError
 from monograph.export.fusion.align import align_classes, class_leader
-from monograph.export.fusion.calibrate import fit_stacking, fit_temperature, select_greedily
-from monograph.export.fusion.forms import FORMS, Form, Mixing
+from monograph.export.fusion.fit_forms import Validation, fit_form
+from monograph.export.fusion.forms import Form
 from monograph.export.fusion.fuse import in_fused_order
+from monograph.export.fusion.gain import FEWEST_ROWS, bootstrap_gain, held_out_score, mix_held_out
 from monograph.export.fusion.plan import choose_form, member_names
-from monograph.export.fusion.weights import Gain, WeightFit, fit_weights
-from monograph.models.contract import Kind
+from monograph.export.fusion.weights import WeightFit
+from monograph.models.contract import Contract, Kind
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile
 from monograph.runtime.apart import too_large
@@ -32,26 +33,8 @@ from monograph.runtime.session import open_session
 Array = npt.NDArray[Any]
 AUTO = "auto"
 SEARCHES = ("nll", "greedy")
-"""How weights are chosen: at the minimum of the NLL, or by greedy selection of members."""
-_AUTO_FORMS = ("logits", "probs", "geometric", "vote", "stack")
-_RESAMPLES = 2000
-_FEWEST_ROWS = 20
-"""Fewer rows are not halved: no gain is told."""
-
-
-@dataclass(frozen=True)
-class _Validation:
-    """The members' outputs on the validation rows, classes in the fused order."""
-
-    names: tuple[str, ...]
-    kinds: tuple[Kind, ...]
-    outputs: tuple[Array, ...]
-    """``[n, c]`` a member."""
-    labels: Array
-    rows_sha256: str
-
-    def take(self, indices: Array) -> _Validation:
-        return replace(self, outputs=tuple(output[indices] for output in self.outputs), labels=self.labels[indices])
+"""How weights are chosen: at the minimum of the loss, or by greedy selection of members."""
+_AUTO_FORMS = ("logits", "probs", "class-weights", "geometric", "vote", "mean", "stack")
 
 
 def fit_fusion(
@@ -65,6 +48,9 @@ def fit_fusion(
 ) -> WeightFit:
     """Fit a fusion on validation rows; ``rows`` holds the same rows once a member, ready for its inputs.
 
+    The loss is the NLL for classifiers, whose labels are class numbers, and the mean squared error for all other outputs,
+    whose labels are targets of the outputs' shape.
+
     Args:
         files: the members.
         rows: as many as members.
@@ -74,43 +60,62 @@ def fit_fusion(
         seed: of the halves and the bootstrap.
 
     Raises:
-        FusionError: the members are no classifiers, or cannot be fused.
-        DataError: the rows have no labels, or labels of other classes.
+        FusionError: the members cannot be fused, or there is nothing to fit.
+        DataError: the rows have no labels, labels of other classes, or targets of another shape.
     """
     if search not in SEARCHES:
         raise FusionError(f"unknown search {search!r}: choose from {', '.join(SEARCHES)}")
     names = member_names([file.path for file in files])
     contracts = [file.contract for file in files]
     form = choose_form(contracts, names, None if combine == AUTO else combine)
-    if not contracts[0].kind.has_classes:
-        raise FusionError(f"{names[0]} gives {contracts[0].kind.value}: weights are fitted for classifiers only, give --weights")
+    _check_something_to_fit(form, contracts, names, temperature)
     validation = _run_members(files, names, rows)
     forms = _candidates(contracts, names, validation) if combine == AUTO else [form]
-    held_out = {one.name: _held_out(one, validation, temperature, search, seed) for one in forms}
-    chosen = max(forms, key=lambda one: _score(held_out[one.name], validation)) if len(forms) > 1 else forms[0]
-    fit = _fit_form(chosen, validation, temperature, search)
-    return replace(fit, form=chosen.name, gain=_gain(held_out, chosen, validation, seed))
+    held_out = {one.name: mix_held_out(one, validation, temperature=temperature, search=search, seed=seed) for one in forms}
+    cautions = []
+    if combine == AUTO and all(mixed is None for mixed in held_out.values()):
+        forms = [form]
+        cautions.append(f"too few rows to choose a form ({FEWEST_ROWS} needed), so {form.name} is what fits the members")
+    chosen = max(forms, key=lambda one: held_out_score(held_out.get(one.name), validation))
+    fit = fit_form(chosen, validation, temperature=temperature, search=search)
+    gain = bootstrap_gain(held_out, chosen.name, validation, seed)
+    if gain is None:
+        few = len(validation.labels) < FEWEST_ROWS
+        reason = f"too few rows ({FEWEST_ROWS} needed)" if few else f"half of the rows do not suffice for {chosen.name}"
+        cautions.append(f"no gain is told: {reason}")
+    return replace(fit, form=chosen.name, gain=gain, cautions=tuple(cautions))
 
 
-def _run_members(files: Sequence[OnnxFile], names: Sequence[str], rows: Sequence[Rows]) -> _Validation:
+def _check_something_to_fit(form: Form, contracts: Sequence[Contract], names: Sequence[str], temperature: bool) -> None:
+    if form.joins_features:
+        raise FusionError(f"--combine {form.name} puts outputs side by side and has nothing to fit: leave --fit out")
+    if temperature and not any(contract.kind is Kind.LOGITS for contract in contracts):
+        kinds = ", ".join(sorted({contract.kind.value for contract in contracts}))
+        raise FusionError(f"--calibrate fits temperatures of logits, but {' and '.join(names)} give {kinds}: leave it out")
+
+
+def _run_members(files: Sequence[OnnxFile], names: Sequence[str], rows: Sequence[Rows]) -> Validation:
     contracts = [file.contract for file in files]
     _, class_positions = align_classes(contracts, names)
     leader = class_leader(contracts) or 0  # each member's rows number the labels in its own order; this one's is the fused
-    labels = rows[leader].required_labels().astype(np.int64)
+    labels = rows[leader].required_labels()
     outputs = []
     for file, name, positions, member_rows in zip(files, names, class_positions, rows, strict=True):
         session = open_session(file.path, spinning=False, mapped=too_large(file.size_bytes))
         output = run_all_rows(session, file.contract, member_rows)
         output = in_fused_order(output, positions, name, file.contract.kind)
-        _check_fits_labels(output, labels, name, rows[leader].origin)
-        outputs.append(output.astype(np.float64))
         if not np.isfinite(output).all():
             raise FusionError(f"{name}'s output is not finite on the rows to fit on: weights cannot be fitted")
-    if len({output.shape for output in outputs}) > 1:
-        counts = ", ".join(f"{name} {output.shape[1]}" for name, output in zip(names, outputs, strict=True))
-        raise FusionError(f"members give different numbers of classes ({counts}): only models of the same classes can be fused")
+        if file.contract.kind.has_classes:
+            _check_fits_labels(output, labels, name, rows[leader].origin)
+        outputs.append(output.astype(np.float64))
+    _check_same_shape(outputs, names, contracts[0].kind)
+    if contracts[0].kind.has_classes:
+        labels = labels.astype(np.int64)
+    else:
+        labels = _targets_like(outputs[0], labels, names[0], rows[leader].origin)
     kinds = tuple(contract.kind for contract in contracts)
-    return _Validation(tuple(names), kinds, tuple(outputs), labels, rows[leader].sha256())
+    return Validation(tuple(names), kinds, tuple(outputs), labels, rows[leader].sha256())
 
 
 def _check_fits_labels(output: Array, labels: Array, name: str, origin: str) -> None:
@@ -119,6 +124,10 @@ def _check_fits_labels(output: Array, labels: Array, name: str, origin: str) -> 
             f"{name} gives an array of shape {output.shape} for {len(labels)} labels: "
             "weights are fitted for one row of classes a label"
         )
+    if labels.ndim != 1 or labels.dtype.kind not in "biu":
+        raise DataError(
+            f"{origin}: labels are {labels.dtype} {list(labels.shape)}, but {name} is a classifier: give class numbers"
+        )
     if labels.min() < 0 or labels.max() >= output.shape[1]:
         raise DataError(
             f"{origin}: labels run from {labels.min()} to {labels.max()}, "
@@ -126,105 +135,37 @@ def _check_fits_labels(output: Array, labels: Array, name: str, origin: str) -> 
         )
 
 
-def _candidates(contracts: Sequence[Any], names: Sequence[str], validation: _Validation) -> list[Form]:
+def _check_same_shape(outputs: Sequence[Array], names: Sequence[str], kind: Kind) -> None:
+    if len({output.shape for output in outputs}) == 1:
+        return
+    if kind.has_classes:
+        counts = ", ".join(f"{name} {output.shape[1]}" for name, output in zip(names, outputs, strict=True))
+        raise FusionError(f"members give different numbers of classes ({counts}): only models of the same classes can be fused")
+    shapes = ", ".join(f"{name} {list(output.shape)}" for name, output in zip(names, outputs, strict=True))
+    raise FusionError(f"members give arrays of different shapes ({shapes}): only outputs of one shape can be fused")
+
+
+def _targets_like(output: Array, labels: Array, name: str, origin: str) -> Array:
+    """Return targets ``float64`` of the shape of ``output``; ``[n]`` and ``[n, 1]`` are the same thing."""
+    if labels.size != output.size or len(labels) != len(output) or np.squeeze(labels).shape != np.squeeze(output).shape:
+        raise DataError(
+            f"{origin}: targets have the shape {list(labels.shape)}, but {name} gives {list(output.shape)}: "
+            "give one target for each number of the output"
+        )
+    if labels.dtype.kind not in "biuf" or not np.isfinite(labels).all():
+        raise DataError(f"{origin}: targets are not all finite numbers: correct or drop such rows")
+    return labels.reshape(output.shape).astype(np.float64)
+
+
+def _candidates(contracts: Sequence[Contract], names: Sequence[str], validation: Validation) -> list[Form]:
     """Return the forms that the members and the rows allow."""
     forms = []
     for name in _AUTO_FORMS:
         try:
             form = choose_form(contracts, names, name)
             if name in ("stack", "vote"):
-                _fit_form(form, validation, temperature=False, search="nll")
+                fit_form(form, validation, temperature=False, search="nll")
         except FusionError:  # it does not fit these members, which is why the form is to be chosen
             continue
         forms.append(form)
     return forms
-
-
-def _fit_form(form: Form, validation: _Validation, temperature: bool, search: str) -> WeightFit:
-    """Fit one form on all rows given."""
-    temperatures = _temperatures(validation, temperature)
-    converted = _converted(form, validation, temperatures)
-    labels = validation.labels
-    are_logits = form.name in ("logits", "geometric", "stack")  # what these mix goes through softmax afterwards
-    fit = fit_weights(converted, labels, are_logits=are_logits, rows_sha256=validation.rows_sha256)
-    equal = (1 / len(converted),) * len(converted)
-    if form.name == "stack":
-        stacking = fit_stacking(converted, labels)
-        fit = replace(fit, weights=equal, stacking=stacking)
-    elif search == "greedy":
-        fit = replace(fit, weights=select_greedily(_converted(FORMS["probs"], validation, temperatures), labels))
-    elif form.name == "vote":
-        fit = replace(fit, weights=equal)  # a count of votes has no gradient to follow; greedy search weighs it
-    fit = replace(fit, temperatures=temperatures if temperature else None)
-    mixed = _mix(form, validation, fit)
-    return replace(fit, nll=_nll(form, mixed, labels))
-
-
-def _temperatures(validation: _Validation, wanted: bool) -> tuple[float, ...]:
-    return tuple(
-        fit_temperature(output, validation.labels) if wanted and kind is Kind.LOGITS else 1.0
-        for output, kind in zip(validation.outputs, validation.kinds, strict=True)
-    )
-
-
-def _converted(form: Form, validation: _Validation, temperatures: Sequence[float]) -> list[Array]:
-    parts = zip(validation.outputs, validation.kinds, temperatures, strict=True)
-    return [form.convert(output / temperature, kind) for output, kind, temperature in parts]
-
-
-def _mix(form: Form, validation: _Validation, fit: WeightFit) -> Array:
-    """Return the fused output ``float64 [n, c]``, as the graph would compute it."""
-    converted = _converted(form, validation, fit.temperatures or (1.0,) * len(validation.names))
-    running = [index for index, weight in enumerate(fit.weights) if weight > 0]
-    mixing = Mixing(
-        tuple(validation.names[index] for index in running), tuple(fit.weights[index] for index in running), fit.stacking
-    )
-    return form.combine([converted[index] for index in running], mixing)
-
-
-def _nll(form: Form, mixed: Array, labels: Array) -> float:
-    kind = form.output_kind(Kind.LOGITS)
-    log_probabilities = FORMS["geometric"].convert(mixed, kind)
-    return float(-log_probabilities[np.arange(len(labels)), labels].mean())
-
-
-def _held_out(form: Form, validation: _Validation, temperature: bool, search: str, seed: int) -> Array | None:
-    """Return the fused output ``[n, c]``, each row by numbers fitted on the other half; None for too few rows."""
-    row_count = len(validation.labels)
-    if row_count < _FEWEST_ROWS:
-        return None
-    order = np.random.default_rng(seed).permutation(row_count)
-    halves = order[: row_count // 2], order[row_count // 2 :]
-    mixed = np.zeros((row_count, validation.outputs[0].shape[1]))
-    for fitted_on, scored_on in (halves, halves[::-1]):
-        try:
-            fit = _fit_form(form, validation.take(fitted_on), temperature, search)
-        except FusionError:  # a class without a row in one half
-            return None
-        mixed[scored_on] = _mix(form, validation.take(scored_on), fit)
-    return mixed
-
-
-def _score(mixed: Array | None, validation: _Validation) -> float:
-    return -1.0 if mixed is None else float(np.mean(mixed.argmax(1) == validation.labels))
-
-
-def _gain(held_out: dict[str, Array | None], chosen: Form, validation: _Validation, seed: int) -> Gain | None:
-    """Bootstrap the gain over the best member; where forms compete, each resample chooses anew, scored on what it left out."""
-    tried = {name: mixed for name, mixed in held_out.items() if mixed is not None}
-    if chosen.name not in tried:
-        return None
-    labels = validation.labels
-    members = np.stack([output.argmax(1) == labels for output in validation.outputs]).astype(np.float64)  # [m, n]
-    forms = np.stack([mixed.argmax(1) == labels for mixed in tried.values()]).astype(np.float64)  # [forms, n]
-    best = int(members.mean(1).argmax())
-    rng, gains = np.random.default_rng(seed), []
-    for _ in range(_RESAMPLES):
-        drawn = rng.integers(0, len(labels), len(labels))
-        scored = np.setdiff1d(np.arange(len(labels)), drawn) if len(tried) > 1 else drawn
-        form = int(forms[:, drawn].mean(1).argmax())
-        gains.append(100 * (forms[form, scored].mean() - members[best, scored].mean()))
-    low, high = np.quantile(gains, (0.025, 0.975))
-    observed = 100 * float(forms[list(tried).index(chosen.name)].mean() - members[best].mean())
-    luck = float(np.mean(np.array(gains) <= 0))
-    return Gain(observed, float(low), float(high), luck, validation.names[best], tuple(tried))

@@ -6,11 +6,21 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from monograph.errors import FusionError
-from monograph.export.fusion.align import MISSING, InputLink, align_classes, input_notes, share_inputs, unify_output_shape
+from monograph.export.fusion.align import (
+    MISSING,
+    InputLink,
+    align_classes,
+    class_leader,
+    input_notes,
+    share_inputs,
+    unify_output_shape,
+)
+from monograph.export.fusion.class_weights import check_class_weights
 from monograph.export.fusion.forms import FORMS, Form, Mixing
 from monograph.export.fusion.weights import WeightFit, check_weights
 from monograph.models.contract import Contract, Dim, Kind, TensorSpec
@@ -41,6 +51,8 @@ class Member:
     """Where each class of the fused order stands in this member's output; None where the order is the same."""
     temperature: float = 1.0
     """Its logits are divided by it before anything else."""
+    class_weights: tuple[float, ...] | None = None
+    """One a class in the fused order, for the form that takes them; ``weight`` is then their mean."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +81,13 @@ class FusionPlan:
     def mixing(self) -> Mixing:
         """The numbers by which the running members are combined."""
         running = self.running
-        stacking = self.fit.stacking if self.fit else None
-        return Mixing(tuple(member.name for member in running), tuple(member.weight for member in running), stacking)
+        by_class = tuple(member.class_weights for member in running if member.class_weights)
+        return Mixing(
+            names=tuple(member.name for member in running),
+            weights=tuple(member.weight for member in running),
+            stacking=self.fit.stacking if self.fit else None,
+            class_weights=by_class or None,
+        )
 
     def describe(self) -> str:
         """Return the plan as text for people."""
@@ -81,6 +98,7 @@ class FusionPlan:
             changes = [change for link in member.input_links for change in link.describe()]
             changes += _class_changes(member)
             changes += [f"logits divided by temperature {member.temperature:.4g}"] if member.temperature != 1 else []
+            changes += _class_weights_range(member)
             changes += [f"opset {member.opset} to {self.opset}"] if member.opset != self.opset else []
             lines.append(f"  {member.weight:.4f} x {member.name}" + (f"  ({', '.join(changes)})" if changes else ""))
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
@@ -95,9 +113,11 @@ class FusionPlan:
                 "weight": member.weight,
                 "temperature": member.temperature,
             }
+            | ({"class_weights": member.class_weights} if member.class_weights else {})
             for member in self.members
         ]
-        fit = asdict(replace(self.fit, stacking=None)) if self.fit else None  # the combiner's weights stand in the graph
+        # The combiner's weights stand in the graph, those by class above.
+        fit = asdict(replace(self.fit, stacking=None, class_weights=None)) if self.fit else None
         stacking = self.mixing.stacking
         digest = {"stacking_sha256": stacking.sha256()} if stacking else {}
         return json.dumps({"form": self.form, "members": members, "fit": fit} | digest)
@@ -113,11 +133,13 @@ def plan_fusion(
     temperatures: Sequence[float] | None = None,
     fit: WeightFit | None = None,
     share: bool = True,
+    class_weights: Sequence[Sequence[float]] | None = None,
 ) -> FusionPlan:
     """Decide how to fuse ``files``: shared inputs, class order, form, weights.
 
     ``combine`` None means logits where all members give logits of the same classes, else probabilities, else (no
-    classes) the mean. ``fit`` brings weights, temperatures and form of its own.
+    classes) the mean. ``fit`` brings weights, temperatures and form of its own. ``class_weights`` is one row a member, one
+    column a class in the fused order, for the form ``class-weights``.
 
     Raises:
         FusionError: they cannot be fused, or the weights cannot be used.
@@ -126,6 +148,8 @@ def plan_fusion(
         raise FusionError(f"{len(files)} member: a fusion needs two or more")
     names = member_names([file.path for file in files]) if names is None else _checked_names(names, len(files))
     contracts = [file.contract for file in files]
+    if combine is None and class_weights is not None:
+        combine = "class-weights"
     form = choose_form(contracts, names, fit.form if fit and fit.form else combine)
     shared, links = share_inputs(contracts, names)
     class_names, class_positions = align_classes(contracts, names)
@@ -134,7 +158,11 @@ def plan_fusion(
         contracts, names, class_count=len(class_names or ()) if lacking else None, joins_features=form.joins_features
     )
     _check_form(form, shape, weights, fit, names)
-    checked = check_weights(fit.weights if fit else weights, len(files), normalize=normalize)
+    by_class = _checked_class_weights(form, class_weights, fit, contracts, names, normalize)
+    if by_class is not None and weights is not None:
+        raise FusionError("weights and class weights exclude each other: give one of them")
+    means = None if by_class is None else [math.fsum(row) / len(row) for row in by_class]
+    checked = check_weights(means or (fit.weights if fit else weights), len(files), normalize=normalize)
     divisors = check_temperatures(fit.temperatures if fit else temperatures, contracts, names)
     members = tuple(
         Member(
@@ -148,9 +176,10 @@ def plan_fusion(
             link,
             positions,
             divisor,
+            own_weights,
         )
-        for name, file, weight, link, positions, divisor in zip(
-            names, files, checked, links, class_positions, divisors, strict=True
+        for name, file, weight, link, positions, divisor, own_weights in zip(
+            names, files, checked, links, class_positions, divisors, by_class or (None,) * len(files), strict=True
         )
     )
     kind = form.output_kind(contracts[0].kind)
@@ -187,7 +216,7 @@ def choose_form(contracts: Sequence[Contract], names: Sequence[str], combine: st
     form = FORMS[combine]
     for contract, name in zip(contracts, names, strict=True):
         if contract.kind not in form.kinds:
-            fitting = [other.name for other in FORMS.values() if kinds <= set(other.kinds)]
+            fitting = [other.name for other in FORMS.values() if kinds <= set(other.kinds)] if _go_together(kinds) else []
             remedy = f"use --combine {_either(fitting)}" if fitting else "members must give outputs of one kind"
             raise FusionError(f"{name} gives {contract.kind.value}, which --combine {combine} cannot take: {remedy}")
     if subset and not form.takes_subsets:
@@ -195,9 +224,14 @@ def choose_form(contracts: Sequence[Contract], names: Sequence[str], combine: st
         raise FusionError(
             f"some members lack classes that others have, which --combine {form.name} cannot take: use --combine {able}"
         )
-    if len(kinds) > 1 and form.name == "mean":
+    if not _go_together(kinds):
         raise FusionError(f"members give {', '.join(sorted(kinds))}: outputs of different kinds have no common mean")
     return form
+
+
+def _go_together(kinds: AbstractSet[Kind]) -> bool:
+    """Logits and probabilities can be told from each other and brought to one space; other outputs must be of one kind."""
+    return len(kinds) == 1 or all(kind.has_classes for kind in kinds)
 
 
 def _either(names: Sequence[str]) -> str:
@@ -217,7 +251,32 @@ def _check_form(
     if form.name == "stack" and (fit is None or fit.stacking is None):
         raise FusionError("--combine stack is a combiner that is fitted: give labelled validation rows by --fit DATA")
     if form.name == "stack" and len(shape) != 2:
-        raise FusionError(f"{names[0]} gives {len(shape)} dimensions, --combine stack takes one row of classes a row: use probs")
+        raise FusionError(
+            f"{names[0]} gives {len(shape)} dimensions, --combine stack takes one row of numbers a row, [batch x 1] or wider: "
+            "use another form"
+        )
+
+
+def _checked_class_weights(
+    form: Form,
+    given: Sequence[Sequence[float]] | None,
+    fit: WeightFit | None,
+    contracts: Sequence[Contract],
+    names: Sequence[str],
+    normalize: bool,
+) -> Sequence[Sequence[float]] | None:
+    """Return weights ``[m, c]``, None for a form that takes none."""
+    if form.name != "class-weights":
+        if given is not None:
+            raise FusionError(f"--combine {form.name} takes no weights by class: leave them out, or use --combine class-weights")
+        return None
+    if fit is not None and fit.class_weights is not None:
+        return fit.class_weights
+    if given is None:
+        raise FusionError("--combine class-weights takes a weight a member and class: give --class-weights FILE or --fit DATA")
+    class_names, positions = align_classes(contracts, names)
+    count = contracts[class_leader(contracts) or 0].class_count
+    return check_class_weights(given, names, class_names, count, positions, normalize=normalize)
 
 
 def check_temperatures(
@@ -246,6 +305,12 @@ def _class_changes(member: Member) -> list[str]:
         return []
     lacking = sum(position == MISSING for position in member.class_positions)
     return [f"lacks {lacking} of {len(member.class_positions)} classes" if lacking else "classes reordered"]
+
+
+def _class_weights_range(member: Member) -> list[str]:
+    if member.class_weights is None:
+        return []
+    return [f"by class {min(member.class_weights):.4g} to {max(member.class_weights):.4g}"]
 
 
 def member_names(paths: Sequence[Path]) -> tuple[str, ...]:

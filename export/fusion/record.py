@@ -30,6 +30,8 @@ class RecordedMember:
     sha256: str
     weight: float | None
     """None in a cascade."""
+    class_weights: tuple[float, ...] | None
+    """One a class, where the form has them."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,13 @@ def read_record(file: OnnxFile) -> FusionRecord | None:
     try:
         record = json.loads(file.metadata[FUSION_KEY])
         members = tuple(
-            RecordedMember(str(item["name"]), str(item["file"]), str(item["sha256"]), _number(item.get("weight")))
+            RecordedMember(
+                str(item["name"]),
+                str(item["file"]),
+                str(item["sha256"]),
+                _number(item.get("weight")),
+                tuple(map(float, item["class_weights"])) if "class_weights" in item else None,
+            )
             for item in record["members"]
         )
         temperatures = record.get("temperatures") or [item.get("temperature", 1.0) for item in record["members"]]
@@ -133,10 +141,12 @@ def _plan_again(record: FusionRecord, fused: OnnxFile, members: Sequence[OnnxFil
         raise FusionError(f"{fused.path.name} is a fusion of the form {record.form!r}, which has no members to run apart")
     weights = None if FORMS[record.form].joins_features else [member.weight or 0.0 for member in record.members]
     fit = _fit_with_combiner(record, fused) if record.stacking_sha256 else None
+    by_class = [member.class_weights for member in record.members if member.class_weights is not None]
     return plan_fusion(
         members,
         names=names,
-        weights=None if fit else weights,
+        weights=None if fit or by_class else weights,
+        class_weights=by_class or None,
         combine=record.form,
         temperatures=None if fit else record.temperatures,
         fit=fit,

@@ -1,6 +1,6 @@
 """Labels as they are written down, to the numbers that the model's classes have.
 
-Shape letters: ``n`` rows, ``k`` regression targets. Rows are counted from 0.
+Shape letters: ``n`` rows, ``k`` targets a row. Rows are counted from 0.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Labels:
     """Labels by the model's numbering, and how they came about."""
 
     values: Array
-    """int64 ``[n]`` of class numbers; for regression float64 ``[n]`` or ``[n x k]``."""
+    """int64 ``[n]`` of class numbers; for models without classes also float64 targets ``[n]``, ``[n x k]`` or wider."""
     class_names: tuple[str, ...] | None
     assumed: tuple[str, ...]
 
@@ -38,7 +38,7 @@ def encode_labels(values: Values, data_names: tuple[str, ...] | None, contract: 
     model does. Where neither names classes, the sorted unique names are numbered.
 
     Args:
-        values: class numbers or names ``[n]``, or regression targets.
+        values: class numbers or names ``[n]``, or, for models without classes, targets as the output is shaped.
         data_names: the names of the classes by the dataset's numbering, where it states them.
         contract: the model's kind and class names.
         where: where the labels came from, for messages.
@@ -49,8 +49,10 @@ def encode_labels(values: Values, data_names: tuple[str, ...] | None, contract: 
     array = np.asarray(values)
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
-    if contract.kind is Kind.REGRESSION:
-        return Labels(_targets(array, where), None, ())
+    # Rows of embeddings or scores may be labelled with classes too, which whoever reads the vectors makes use of.
+    is_target = not contract.kind.has_classes and (array.dtype.kind == "f" or array.ndim > 1)
+    if contract.kind is Kind.REGRESSION or is_target:
+        return Labels(_targets(array, contract.kind, where), None, ())
     if array.ndim != 1 or array.dtype.kind not in "biuU":
         shape = " x ".join(map(str, ("n", *array.shape[1:])))
         raise DataError(
@@ -70,9 +72,10 @@ def encode_labels(values: Values, data_names: tuple[str, ...] | None, contract: 
     return Labels(numbers, model_names or data_names or contract.class_names, assumed)
 
 
-def _targets(array: Array, where: str) -> Array:
+def _targets(array: Array, kind: Kind, where: str) -> Array:
     if array.dtype.kind not in "biuf":
-        raise DataError(f"{where}: labels are {array.dtype}, expected numbers, because the model is a regression")
+        what = "is a regression" if kind is Kind.REGRESSION else f"gives {kind.value}"
+        raise DataError(f"{where}: labels are {array.dtype}, expected numbers, because the model {what}")
     require_finite(array, where)
     return array.astype(np.float64)
 

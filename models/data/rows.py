@@ -1,6 +1,6 @@
 """Rows: aligned arrays, ready for a model's inputs, with their labels. Needs numpy only.
 
-Shape letters: ``n`` rows.
+Shape letters: ``n`` rows, ``k`` targets a row.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _CLASS_NAMES = "class_names"
 
 @dataclass(frozen=True)
 class Rows:
-    """Aligned rows: one array ``[n, …]`` per model input, and labels ``int64 [n]`` where they are known."""
+    """Aligned rows: one array ``[n, …]`` per model input, and labels where they are known.
+
+    Labels are class numbers ``int64 [n]``; for a model without classes targets ``float64 [n]``, ``[n, k]`` or wider.
+    """
 
     inputs: Mapping[str, Array]
     labels: Array | None = None

@@ -26,21 +26,32 @@ if TYPE_CHECKING:
     from monograph.pipelines.cascade import CascadeChoices
     from monograph.pipelines.data import DataSpec
 
-_FORMS = "`logits`, `probs`, `geometric`, `vote`, `stack`, `mean`, `concat`"
+_FORMS = "`logits`, `probs`, `class-weights`, `geometric`, `vote`, `mean`, `concat`, `stack`"
 
 
 def fuse(
     models: Annotated[list[str], typer.Argument(help=f"Two or more members: {SOURCE}.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The .onnx file to write.")] = None,
     weights: Annotated[str | None, typer.Option(help="One weight a member, summing to 1: 0.3,0.7. Equal by default.")] = None,
-    normalize: Annotated[bool, typer.Option("--normalize", help="Scale --weights to sum to 1, whatever their sum.")] = False,
-    fit: Annotated[str | None, typer.Option(help=f"Labelled validation rows to choose the weights on. {DATA}.")] = None,
+    class_weights: Annotated[
+        Path | None,
+        typer.Option(help="CSV of weights by class: class names in the header, then a line a member, its name first."),
+    ] = None,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Scale --weights, or each class's, to sum to 1, whatever their sum.")
+    ] = False,
+    fit: Annotated[
+        str | None, typer.Option(help=f"Validation rows, labelled or with targets, to choose the weights on. {DATA}.")
+    ] = None,
     combine: Annotated[
         str | None,
         typer.Option(help=f"{_FORMS}; `auto` chooses one on the rows of --fit. By default what fits the members."),
     ] = None,
     search: Annotated[
-        str, typer.Option(help="How --fit chooses weights: `nll`, at the minimum of the loss, or `greedy`, member by member.")
+        str,
+        typer.Option(
+            help="How --fit chooses weights: `nll`, at the minimum of the loss (squared error without classes), or `greedy`."
+        ),
     ] = "nll",
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Fit a temperature for each member on the rows of --fit, before any mixing.")
@@ -60,6 +71,13 @@ def fuse(
     max_drop: Annotated[
         float, typer.Option(help="For --cascade with --fit: points of accuracy that may be lost against the last member alone.")
     ] = 0.5,
+    confidence: Annotated[
+        float,
+        typer.Option(
+            help="For --cascade with --fit: with which new rows lose no more than --max-drop; "
+            "0 takes the loss seen on the rows of --fit at its word."
+        ),
+    ] = 0.95,
     share: Annotated[
         bool, typer.Option("--share/--no-share", help="Run equal parts of members once, store equal weights once.")
     ] = True,
@@ -80,12 +98,15 @@ def fuse(
         raise ConfigError("no output: give -o fused.onnx, or --dry-run to see the plan")
     proof_rows = data_spec_of(data, data_column, split)
     if cascade:
-        _refuse_with_cascade(weights=weights, combine=combine, temperatures=temperatures, calibrate=calibrate)
+        _refuse_with_cascade(
+            weights=weights, class_weights=class_weights, combine=combine, temperatures=temperatures, calibrate=calibrate
+        )
         stages = CascadeChoices(
             gate=gate,
             thresholds=numbers(threshold, "thresholds"),
             fit=data_spec_of(fit, data_column, split),
             max_drop=max_drop,
+            confidence=confidence,
             share=share,
         )
         _cascade(models, None if dry_run else output, stages, proof_rows, tolerance, as_json)
@@ -101,6 +122,7 @@ def fuse(
         calibrate=calibrate,
         temperatures=numbers(temperatures, "temperatures"),
         share=share,
+        class_weights=class_weights,
     )
     progress = Progress()
     if output is None or dry_run:
@@ -148,4 +170,6 @@ def _cascade(
 def _refuse_with_cascade(**options: object) -> None:
     for name, value in options.items():
         if value:
-            raise ConfigError(f"--{name} does not go with --cascade, in which one member answers each row: leave it out")
+            raise ConfigError(
+                f"--{name.replace('_', '-')} does not go with --cascade, in which one member answers each row: leave it out"
+            )

@@ -109,7 +109,7 @@ def test_fit_chooses_weights_on_rows(run: Run, pair: list[Path], tmp_path: Path)
     assert code == 0
     fit = json.loads(out)["plan"]["fit"]
     assert sum(fit["weights"]) == pytest.approx(1)
-    assert fit["nll"] <= fit["equal_weights_nll"] + 1e-9
+    assert fit["loss"] <= fit["equal_weights_loss"] + 1e-9
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(run: Run, pair: list[Path], tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_the_form_is_chosen_on_validation_rows(run: Run, world: Mapping[str, Pat
     assert code == 0
     plan = json.loads(out)["plan"]
     assert plan["fit"]["form"] == plan["form"]
-    assert set(plan["fit"]["gain"]["forms_tried"]) == {"logits", "probs", "geometric", "vote", "stack"}
+    assert set(plan["fit"]["gain"]["forms_tried"]) == {"logits", "probs", "class-weights", "geometric", "vote", "stack"}
     with np.load(world["rows"]) as rows:
         right = [(logits_of(path, rows["x"]).argmax(1) == rows["y"]).mean() for path in (world["a"], world["b"], fused)]
     assert right[2] > max(right[:2])
@@ -89,6 +89,78 @@ def test_a_member_without_some_classes_is_fitted_too(run: Run, world: Mapping[st
     assert code == 0
     contract = json.loads(out)["plan"]["contract"]
     assert (contract["class_names"], contract["kind"]) == (["p", "q", "r"], "probabilities")
+
+
+class TestClassWeights:
+    def test_from_a_file(self, run: Run, world: Mapping[str, Path], tmp_path: Path):
+        table = tmp_path / "weights.csv"
+        table.write_text("member,q,p,r\nb,0.25,0.5,1\na,0.75,0.5,0\n")
+        code, out, _ = run("fuse", world["a"], world["b"], "-o", tmp_path / "fused.onnx", "--class-weights", table, "--json")
+        assert code == 0
+        assert json.loads(out)["plan"]["form"] == "class-weights"
+        x = np.random.default_rng(1).standard_normal((5, 4), dtype=np.float32)
+        a, b = (softmax(logits_of(world[name], x), 1) for name in "ab")
+        expected = a * (0.5, 0.75, 0) + b * (0.5, 0.25, 1)
+        np.testing.assert_allclose(logits_of(tmp_path / "fused.onnx", x), expected / expected.sum(1, keepdims=True), atol=1e-6)
+
+    @pytest.mark.parametrize(
+        ("text", "options", "message"),
+        [
+            ("member,p,q,r\na,1,1,1\nc,0,0,0\n", [], "weights.csv: members: 'c' is unknown; expected a, b, each once"),
+            ("member,p,q,r\na,1,1,1\nb,0,0,1\n", [], "the weights for class 'r' sum to 2, expected 1: pass --normalize"),
+            ("", ["--weights", "0.5,0.5"], "--class-weights and --weights exclude each other"),
+            ("", ["--fit", "rows.npz"], "--class-weights and --fit exclude each other"),
+            ("", ["--cascade", "--threshold", "0.5"], "--class-weights does not go with --cascade"),
+            ("member,p,q,r\na,1,1,1\nb,0,0,0\n", ["--combine", "vote"], "--combine vote takes no weights by class"),
+        ],
+    )
+    def test_refused(self, run: Run, world: Mapping[str, Path], tmp_path: Path, text: str, options: list[str], message: str):
+        table = tmp_path / "weights.csv"
+        table.write_text(text)
+        code, out, err = run("fuse", world["a"], world["b"], "-o", tmp_path / "fused.onnx", "--class-weights", table, *options)
+        assert (code, out) == (2, "")
+        assert message in " ".join(err.split())
+        assert not (tmp_path / "fused.onnx").exists()
+
+
+@pytest.fixture
+def prices(tmp_path: Path) -> Mapping[str, Path]:
+    """Two linear regressions of three features, and a table of rows with targets halfway between them."""
+    paths, x = {}, np.random.default_rng(2).standard_normal((60, 3), dtype=np.float32)
+    for seed, name in enumerate("ab"):
+        proto = onnx.parser.parse_model(
+            """<ir_version: 8, opset_import: ["": 20]>
+            m (float[batch, 3] x) => (float[batch, 1] price) { price = MatMul(x, w) }"""
+        )
+        weight = np.random.default_rng(seed).standard_normal((3, 1), dtype=np.float32)
+        proto.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+        specs = (TensorSpec("x", "float32", ("batch", 3)),), (TensorSpec("price", "float32", ("batch", 1)),)
+        onnx.helper.set_model_props(proto, {CONTRACT_KEY: Contract(*specs, Kind.REGRESSION).to_json()})
+        paths[name] = tmp_path / f"{name}.onnx"
+        onnx.save(proto, paths[name])
+    targets = (logits_of(paths["a"], x) + logits_of(paths["b"], x)) / 2
+    paths["table"] = tmp_path / "rows.csv"
+    np.savetxt(paths["table"], np.hstack([x, targets]), delimiter=",", header="f0,f1,f2,price", comments="")
+    return paths
+
+
+class TestRegression:
+    @pytest.mark.parametrize("form", ["mean", "stack", "auto"])
+    def test_fitted_on_a_table_of_targets(self, run: Run, prices: Mapping[str, Path], tmp_path: Path, form: str):
+        arguments = ("--fit", prices["table"], "--data-column", "y=price", "--combine", form, "--json")
+        code, out, _ = run("fuse", prices["a"], prices["b"], "-o", tmp_path / "fused.onnx", *arguments)
+        assert code == 0
+        plan = json.loads(out)["plan"]
+        assert (plan["contract"]["kind"], plan["fit"]["loss_name"], plan["fit"]["gain"]["unit"]) == ("regression", "RMSE", "RMSE")
+        table = np.loadtxt(prices["table"], delimiter=",", skiprows=1)
+        fused = logits_of(tmp_path / "fused.onnx", table[:, :3].astype(np.float32))
+        np.testing.assert_allclose(fused[:, 0], table[:, 3], atol=1e-3)
+
+    def test_calibrate_is_refused(self, run: Run, prices: Mapping[str, Path], tmp_path: Path):
+        arguments = ("--fit", prices["table"], "--data-column", "y=price", "--calibrate")
+        code, out, err = run("fuse", prices["a"], prices["b"], "-o", tmp_path / "fused.onnx", *arguments)
+        assert (code, out) == (2, "")
+        assert "--calibrate fits temperatures of logits, but a and b give regression: leave it out" in " ".join(err.split())
 
 
 class TestCascade:

@@ -4,11 +4,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.stats import t as student_t
 
-from monograph.runtime.statistics import bootstrap_interval, proportion_interval, quantile_interval
+from monograph.runtime.statistics import (
+    bootstrap_interval,
+    noninferiority_z,
+    paired_loss_bound,
+    proportion_interval,
+    quantile_interval,
+    resampled_mean_interval,
+    rows_for_loss_bound,
+    smallest_loss_bound,
+)
 
 # The 97.5% point of the standard normal distribution, from a table.
 Z = 1.959963984540054
+Z_ONE_SIDED = 1.6448536269514722
 
 
 def binomial_at_most(k: int, n: int, p: float) -> float:
@@ -130,3 +142,74 @@ def test_a_bootstrap_is_repeatable_by_its_seed():
 def test_a_bootstrap_of_equal_values_is_one_point(values: list[float]):
     interval = bootstrap_interval(np.array(values), np.median)
     assert (interval.estimate, interval.low, interval.high) == (2.5, 2.5, 2.5)
+
+
+def score_by_hand(lost: int, gained: int, n: int, margin: float) -> float:
+    """Tango's statistic with its constrained maximum of the likelihood found by a search instead of the formula."""
+
+    def minus_log_likelihood(q: float) -> float:
+        cells = (lost, q + margin), (gained, q), (n - lost - gained, 1 - 2 * q - margin)
+        return -sum(count * math.log(share) for count, share in cells if count)
+
+    highest = (1 - margin) / 2
+    q = minimize_scalar(minus_log_likelihood, bounds=(1e-12, highest - 1e-12), method="bounded", options={"xatol": 1e-12}).x
+    return (lost - gained - n * margin) / math.sqrt(n * (2 * q + margin * (1 - margin)))
+
+
+@settings(deadline=None, max_examples=50)
+@given(n=st.integers(20, 3000), margin=st.floats(0.001, 0.3), data=st.data())
+def test_tangos_statistic_is_the_score_at_the_constrained_maximum(n: int, margin: float, data: st.DataObject):
+    lost = data.draw(st.integers(0, n // 3))
+    gained = data.draw(st.integers(1, n // 3))
+    assert float(noninferiority_z(lost, gained, n, margin)) == pytest.approx(score_by_hand(lost, gained, n, margin), abs=1e-3)
+
+
+def test_tangos_statistic_of_many_counts_at_once():
+    z = noninferiority_z(np.array([25, 0, 40]), np.array([15, 0, 15]), 1000, 0.02)
+    assert z.tolist() == [float(noninferiority_z(b, c, 1000, 0.02)) for b, c in ((25, 15), (0, 0), (40, 15))]
+    assert noninferiority_z(0, 0, 100, 0.0).tolist() == 0
+
+
+def test_a_loss_bound_of_a_known_case():
+    """McNemar's p is 0.154, and still up to 2.1 points may be lost."""
+    assert 100 * paired_loss_bound(25, 15, 1000) == pytest.approx(2.1, abs=0.05)
+
+
+@settings(deadline=None, max_examples=60)
+@given(n=st.integers(10, 5000), confidence=st.sampled_from([0.8, 0.95, 0.99]), data=st.data())
+def test_a_loss_bound_is_where_the_test_just_passes(n: int, confidence: float, data: st.DataObject):
+    lost = data.draw(st.integers(0, n // 2))
+    gained = data.draw(st.integers(0, n // 2))
+    bound = paired_loss_bound(lost, gained, n, confidence)
+    assert (lost - gained) / n < bound <= 1
+    critical = {0.8: 0.8416212335729143, 0.95: Z_ONE_SIDED, 0.99: 2.3263478740408408}[confidence]
+    if bound < 1:
+        assert float(noninferiority_z(lost, gained, n, bound)) == pytest.approx(-critical, abs=1e-4)
+    if lost < n // 2:
+        assert paired_loss_bound(lost + 1, gained, n, confidence) >= bound
+
+
+@pytest.mark.parametrize(("share_lost", "share_gained"), [(0.03, 0.02), (0.01, 0.01), (0.1, 0.05), (0.004, 0.0)])
+def test_a_loss_bound_covers_as_often_as_it_says(share_lost: float, share_gained: float):
+    rng = np.random.default_rng(11)
+    draws = rng.multinomial(800, [share_lost, share_gained, 1 - share_lost - share_gained], size=1500)
+    bounds = {(b, c): paired_loss_bound(b, c, 800) for b, c in {(int(b), int(c)) for b, c, _ in draws}}
+    covered = np.mean([bounds[int(b), int(c)] >= share_lost - share_gained for b, c, _ in draws])
+    assert covered >= 0.93
+
+
+def test_the_least_loss_that_rows_can_rule_out():
+    for n in (100, 539, 1000, 10_000):
+        assert smallest_loss_bound(n) == pytest.approx(Z_ONE_SIDED**2 / (n + Z_ONE_SIDED**2), rel=1e-6)
+    assert rows_for_loss_bound(0.005) == 539
+    assert smallest_loss_bound(539) <= 0.005 < smallest_loss_bound(538)
+    assert rows_for_loss_bound(0.0) is None
+
+
+def test_a_mean_over_splits_of_one_data_set_is_less_sure_than_over_independent_ones():
+    drops = [0.1, 0.4, 0.2, 0.5, 0.3]
+    interval = resampled_mean_interval(drops, 1 / 3)
+    half = student_t.ppf(0.975, 4) * np.std(drops, ddof=1) * math.sqrt(1 / 5 + 1 / 3)
+    assert (interval.estimate, interval.low, interval.high) == pytest.approx((0.3, 0.3 - half, 0.3 + half))
+    alone = resampled_mean_interval(drops, 0.0)
+    assert interval.low < alone.low < alone.high < interval.high

@@ -1,5 +1,6 @@
 """The forms of fusion. A new one is one short file here and one entry in ``FORMS``."""
 
+from monograph.export.fusion.forms.class_weights import CLASS_WEIGHTS
 from monograph.export.fusion.forms.concat import CONCATENATION
 from monograph.export.fusion.forms.form import Form, Mixing, Stacking, emit_weighted_sum, weighted_sum
 from monograph.export.fusion.forms.geometric import GEOMETRIC_MEAN
@@ -14,11 +15,12 @@ FORMS: dict[str, Form] = {
     for form in (
         WEIGHTED_LOGITS,
         WEIGHTED_PROBABILITIES,
+        CLASS_WEIGHTS,
         GEOMETRIC_MEAN,
         MAJORITY_VOTE,
-        STACKING,
         WEIGHTED_MEAN,
         CONCATENATION,
+        STACKING,
     )
 }
 

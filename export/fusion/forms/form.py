@@ -1,6 +1,6 @@
 """What a form of fusion is: how the members' outputs become one output.
 
-Shape letters: ``b`` batch, ``c`` classes.
+Shape letters: ``b`` batch, ``c`` classes, ``k`` classes or other outputs, ``m`` members.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Stacking:
-    """A linear combiner over the members' log-probabilities, side by side: logits = [log p₁ … log pₘ]·W + b."""
+    """A linear combiner over the members' log-probabilities or other outputs, side by side: O = [O₁ … Oₘ]·W + b."""
 
     coefficients: tuple[tuple[float, ...], ...]
-    """W ``[m·c, c]``."""
+    """W ``[m·k, k]``."""
     intercept: tuple[float, ...]
-    """b ``[c]``."""
+    """b ``[k]``."""
 
     def sha256(self) -> str:
         """Return a digest of both in float32, as the graph holds them, in hexadecimal."""
@@ -42,6 +42,8 @@ class Mixing:
     names: tuple[str, ...]
     weights: tuple[float, ...]
     stacking: Stacking | None = None
+    class_weights: tuple[tuple[float, ...], ...] | None = None
+    """``[m, c]``, classes in the fused order, each column summing to one; for the form that takes them."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
-"""Stacking: a logistic combiner over the members' log-probabilities, fitted on validation rows, one Gemm in the graph.
+"""Stacking: a linear combiner over the members' outputs, fitted on validation rows, one Gemm in the graph.
 
-Shape letters: ``b`` batch, ``c`` classes, ``m`` members.
+For classes it is a logistic regression on the members' log-probabilities; for other outputs linear least squares on the
+outputs themselves (Breiman 1996, stacked regressions, doi 10.1007/BF00117832).
+
+Shape letters: ``b`` batch, ``k`` classes or other outputs, ``m`` members.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from monograph.errors import FusionError
-from monograph.export.fusion.forms.form import Form, Mixing, Stacking
+from monograph.export.fusion.forms.form import Form, Mixing, Stacking, keep, keep_array
 from monograph.export.fusion.forms.geometric import emit_log_probabilities, log_probabilities
 from monograph.models.contract import Kind
 
@@ -27,9 +30,17 @@ def _fitted(mixing: Mixing) -> Stacking:
     return mixing.stacking
 
 
+def _emit_features(tape: Tape, value: ir.Value, kind: Kind) -> ir.Value:
+    return (emit_log_probabilities if kind.has_classes else keep)(tape, value, kind)
+
+
+def _features(array: Array, kind: Kind) -> Array:
+    return (log_probabilities if kind.has_classes else keep_array)(array, kind)
+
+
 def _emit(tape: Tape, values: Sequence[ir.Value], mixing: Mixing) -> ir.Value:
     stacking = _fitted(mixing)
-    features = tape.op("Concat", list(values), {"axis": -1})  # float32 [b, m·c]
+    features = tape.op("Concat", list(values), {"axis": -1})  # float32 [b, m·k]
     coefficients = tape.initializer(ir.tensor(np.array(stacking.coefficients, np.float32), name="fusion/stacking/coefficients"))
     intercept = tape.initializer(ir.tensor(np.array(stacking.intercept, np.float32), name="fusion/stacking/intercept"))
     return tape.op("Gemm", [features, coefficients, intercept])
@@ -43,12 +54,12 @@ def _combine(arrays: Sequence[Array], mixing: Mixing) -> Array:
 
 STACKING = Form(
     name="stack",
-    formula="O = [log softmax(O₁) … log softmax(Oₘ)]·W + b",
+    formula="O = [f(O₁) … f(Oₘ)]·W + b, f = log softmax for classes, else the output itself",
     source="https://doi.org/10.1016/S0893-6080(05)80023-1",  # Wolpert 1992, stacked generalization
-    kinds=(Kind.LOGITS, Kind.PROBABILITIES),
-    output_kind=lambda kind: Kind.LOGITS,
-    emit_conversion=emit_log_probabilities,
-    convert=log_probabilities,
+    kinds=tuple(Kind),
+    output_kind=lambda kind: Kind.LOGITS if kind.has_classes else kind,
+    emit_conversion=_emit_features,
+    convert=_features,
     emit_combination=_emit,
     combine=_combine,
 )

@@ -150,7 +150,7 @@ class TestSubsets:
             write_linear("w", classes=3, contract=contract_of("abc")),
             write_linear("p", classes=2, contract=contract_of("ab")),
         ]
-        with pytest.raises(FusionError, match="--combine logits cannot take: use --combine probs or vote"):
+        with pytest.raises(FusionError, match="--combine logits cannot take: use --combine probs, class-weights or vote"):
             plan_fusion(files, combine="logits")
 
     def test_a_class_that_nobody_else_knows(self, write_linear: WriteModel):
@@ -215,16 +215,16 @@ class TestFit:
         fit = fit_fusion(three, [rows] * 3, "auto")
         assert fit.form in FORMS
         assert fit.gain is not None
-        assert set(fit.gain.forms_tried) == {"logits", "probs", "geometric", "vote", "stack"}
+        assert set(fit.gain.forms_tried) == {"logits", "probs", "class-weights", "geometric", "vote", "stack"}
 
     def test_a_gain_that_is_real_is_told_from_luck(self, three: list[OnnxFile], rows: Rows):
         real = fit_fusion(three[:2], [rows] * 2).gain
         assert real is not None
-        assert real.points > 0
+        assert real.amount > 0
         assert real.luck_probability < 0.05
         twins = fit_fusion([three[0]] * 2, [rows] * 2).gain
         assert twins is not None
-        assert (twins.points, twins.luck_probability) == (0, 1)
+        assert (twins.amount, twins.luck_probability) == (0, 1)
         assert "100% likely to be luck" in twins.describe()
 
     def test_too_few_rows_tell_no_gain(self, three: list[OnnxFile], rows: Rows):

@@ -860,7 +860,7 @@ class TestFit:
         assert_weighted_sum(fused, files)
         logits = open_session(fused.file.path)(rows.inputs)["logits"].astype(np.float64)
         got_nll = -np.mean(log_softmax(logits, axis=1)[np.arange(60), rows.required_labels()])
-        assert got_nll == pytest.approx(fit.nll, abs=1e-5)
+        assert got_nll == pytest.approx(fit.loss, abs=1e-5)
 
     def test_probabilities(self, write_linear: WriteModel, fuse_files: FuseFiles, rows: Rows):
         files = [write_linear(f"m{seed}", seed=seed) for seed in range(2)]
@@ -868,7 +868,7 @@ class TestFit:
         fused = fuse_files(files, fit=fit, combine="probs")
         probabilities = open_session(fused.file.path)(rows.inputs)["probabilities"]
         got_nll = -np.mean(np.log(probabilities[np.arange(60), rows.required_labels()]))
-        assert got_nll == pytest.approx(fit.nll, abs=1e-5)
+        assert got_nll == pytest.approx(fit.loss, abs=1e-5)
 
     def test_labels_are_counted_as_the_fused_classes(self, write_linear: WriteModel, rows: Rows):
         """The first member names no classes, the second does: its numbering of the labels is the fused one's."""
@@ -887,12 +887,6 @@ class TestFit:
         more = Rows(rows.inputs, rows.required_labels() + 1, origin="rows.npz")
         with pytest.raises(DataError, match=r"rows.npz: labels run from 1 to 3, but a has 3 classes, counted from 0"):
             fit_fusion([write_linear("a"), write_linear("b")], [more, more])
-
-    def test_no_classifiers(self, write_model: WriteModel, rows: Rows):
-        text = head() + "m (float[batch, 4] x) => (float[batch, 1] y) { y = ReduceMean(x, a) }"
-        file = write_model("a", text, {"a": np.array([1])})
-        with pytest.raises(FusionError, match="a gives regression: weights are fitted for classifiers only, give --weights"):
-            fit_fusion([file, file], [rows, rows])
 
     def test_one_output_per_token(self, write_model: WriteModel, rows: Rows):
         text = head() + "m (float[batch, 4] x) => (float[batch, s, 2] logits) { logits = Reshape(x, shape) }"

@@ -135,3 +135,15 @@ def test_the_listing_tells_graphs_apart(write_model: WriteModel):
     text = '<ir_version: 8, opset_import: ["": 20]> m (float[batch, 4] x) => (float[batch, 4] y) { y = LeakyRelu<alpha = %s>(x) }'
     one, other = (listing(write_model(f"m{alpha}", onnx.parser.parse_model(text % alpha)).path) for alpha in (0.1, 0.2))
     assert one != other
+
+
+def test_class_weights_of_a_member_with_logits_and_one_without_a_class(write_model: WriteModel, fuse_files: FuseFiles):
+    text = """<ir_version: 8, opset_import: ["": 17]>
+        linear (float[batch, 4] x) => (float[batch, C] logits) { logits = MatMul(x, w) }"""
+    files = []
+    for name, classes in (("all", "pqr"), ("some", "rp")):
+        specs = (TensorSpec("x", "float32", ("batch", 4)),), (TensorSpec("logits", "float32", ("batch", len(classes))),)
+        contract = Contract(*specs, Kind.LOGITS, tuple(classes))
+        matrix = weights(w=(4, len(classes)))
+        files.append(write_model(name, text.replace("C]", f"{len(classes)}]"), matrix, contract=contract))
+    assert_golden(fuse_files(files, class_weights=((0.25, 1, 0.5), (0.75, 0, 0.5)), share=False), "class_weights.txt")

@@ -121,13 +121,16 @@ class TestPlan:
                 "weights": [0.25, 0.75],
                 "row_count": 120,
                 "rows_sha256": "f00d",
-                "nll": 0.51234,
-                "equal_weights_nll": 0.6,
-                "member_nll": [0.55, 0.9],
+                "loss": 0.51234,
+                "equal_weights_loss": 0.6,
+                "member_loss": [0.55, 0.9],
+                "loss_name": "NLL",
                 "form": None,
                 "temperatures": None,
                 "stacking": None,
+                "class_weights": None,
                 "gain": None,
+                "cautions": [],
             },
         }
 
@@ -168,22 +171,24 @@ class TestForms:
             (
                 (Kind.LOGITS,) * 2,
                 "median",
-                "unknown form 'median': choose --combine from logits, probs, geometric, vote, stack, mean, concat",
+                "unknown form 'median': choose --combine from logits, probs, class-weights, geometric, vote, mean, concat, stack",
             ),
             (
                 (Kind.LOGITS, Kind.PROBABILITIES),
                 "logits",
-                "b gives probabilities, which --combine logits cannot take: use --combine probs, geometric, vote or stack",
+                "b gives probabilities, which --combine logits cannot take: "
+                "use --combine probs, class-weights, geometric, vote or stack",
             ),
             (
                 (Kind.LOGITS,) * 2,
                 "mean",
-                "a gives logits, which --combine mean cannot take: use --combine logits, probs, geometric, vote or stack",
+                "a gives logits, which --combine mean cannot take: "
+                "use --combine logits, probs, class-weights, geometric, vote or stack",
             ),
             (
                 (Kind.EMBEDDING,) * 2,
                 "probs",
-                "a gives embedding, which --combine probs cannot take: use --combine mean or concat",
+                "a gives embedding, which --combine probs cannot take: use --combine mean, concat or stack",
             ),
             (
                 (Kind.LOGITS, Kind.REGRESSION),

@@ -102,7 +102,7 @@ class TestFit:
         fit = fit_weights(outputs, labels, are_logits=are_logits, rows_sha256="f00")
         steps = 200 if len(noise) == 2 else 40
         best = min(simplex(len(noise), steps), key=lambda weights: nll(weights, outputs, labels, are_logits))
-        assert fit.nll <= nll(best, outputs, labels, are_logits) + 1e-6
+        assert fit.loss <= nll(best, outputs, labels, are_logits) + 1e-6
         assert np.abs(np.array(fit.weights) - best).max() < 2 / steps + 0.02
 
     @CASES
@@ -114,15 +114,15 @@ class TestFit:
         fit = fit_weights(outputs, labels, are_logits=are_logits, rows_sha256="f00")
         assert math.fsum(fit.weights) == pytest.approx(1, abs=1e-12)
         assert min(fit.weights) >= 0
-        assert fit.nll == pytest.approx(nll(np.array(fit.weights), outputs, labels, are_logits), abs=1e-9)
+        assert fit.loss == pytest.approx(nll(np.array(fit.weights), outputs, labels, are_logits), abs=1e-9)
         equal = np.full(len(noise), 1 / len(noise))
-        assert fit.equal_weights_nll == pytest.approx(nll(equal, outputs, labels, are_logits), abs=1e-9)
-        for one, member_nll in zip(np.eye(len(noise)), fit.member_nll, strict=True):
-            assert member_nll == pytest.approx(nll(one, outputs, labels, are_logits), abs=1e-9)
+        assert fit.equal_weights_loss == pytest.approx(nll(equal, outputs, labels, are_logits), abs=1e-9)
+        for one, member_loss in zip(np.eye(len(noise)), fit.member_loss, strict=True):
+            assert member_loss == pytest.approx(nll(one, outputs, labels, are_logits), abs=1e-9)
         assert (fit.row_count, fit.rows_sha256) == (120, "f00")
         assert fit.describe() == (
-            f"fitted on 120 rows: NLL {fit.nll:.4f} (equal weights {fit.equal_weights_nll:.4f}, "
-            f"best member {min(fit.member_nll):.4f})"
+            f"fitted on 120 rows: NLL {fit.loss:.4f} (equal weights {fit.equal_weights_loss:.4f}, "
+            f"best member {min(fit.member_loss):.4f})"
         )
 
     @given(
@@ -141,7 +141,7 @@ class TestFit:
         if not are_logits:
             outputs = [softmax(output, axis=1) for output in outputs]
         fit = fit_weights(outputs, labels, are_logits=are_logits, rows_sha256="")
-        assert fit.nll <= min(fit.equal_weights_nll, *fit.member_nll)
+        assert fit.loss <= min(fit.equal_weights_loss, *fit.member_loss)
         assert math.fsum(fit.weights) == pytest.approx(1, abs=1e-9)
         assert min(fit.weights) >= 0
 
@@ -153,7 +153,7 @@ class TestFit:
     def test_twins_may_share_as_they_like(self):
         outputs, labels = noisy_members((1.0,))
         fit = fit_weights([outputs[0]] * 3, labels, are_logits=True, rows_sha256="")
-        assert fit.nll == pytest.approx(fit.equal_weights_nll)
+        assert fit.loss == pytest.approx(fit.equal_weights_loss)
 
     def test_members_order_does_not_matter(self):
         outputs, labels = noisy_members((1.0, 2.0, 3.0))
@@ -166,7 +166,7 @@ class TestFit:
         sure = np.array([[1.0, 0.0], [1.0, 0.0]])
         unsure = np.array([[0.6, 0.4], [0.6, 0.4]])
         fit = fit_weights([sure, unsure], np.array([0, 1]), are_logits=False, rows_sha256="")
-        assert fit.nll < 1
+        assert fit.loss < 1
         assert fit.weights[1] > 0.5
 
     @pytest.mark.parametrize("value", [np.nan, np.inf])

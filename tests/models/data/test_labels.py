@@ -89,6 +89,31 @@ class TestLabels:
         with says("expected numbers, because the model is a regression"):
             self.load(tmp_path, ["a"], table(kind=Kind.REGRESSION))
 
+    def test_several_targets_a_row(self, tmp_path):
+        targets = [[0.5, 1.0], [2.0, -1.0]]
+        for kind in (Kind.REGRESSION, Kind.SCORES, Kind.EMBEDDING):
+            assert self.load(tmp_path, targets, table(kind=kind)).required_labels().tolist() == targets
+            assert self.load(tmp_path, [0.5, 1.5], table(kind=kind)).required_labels().dtype == np.float64
+            with says("row 1 holds nan, expected finite"):
+                self.load(tmp_path, [[0.5, 1.0], [2.0, np.nan]], table(kind=kind))
+
+    def test_targets_of_whole_numbers(self, tmp_path):
+        assert self.load(tmp_path, [3, 1], table(kind=Kind.REGRESSION)).required_labels().dtype == np.float64
+
+    def test_embeddings_may_be_labelled_with_classes(self, tmp_path):
+        assert self.load(tmp_path, ["b", "a"], table(kind=Kind.EMBEDDING)).required_labels().tolist() == [1, 0]
+        assert self.load(tmp_path, [7, 9], table(kind=Kind.SCORES)).required_labels().tolist() == [7, 9]
+
+    def test_targets_of_a_table(self, tmp_path):
+        (tmp_path / "data.csv").write_text("a,b,price\n1,2,0.5\n3,4,1.25\n")
+        rows = load_rows(str(tmp_path / "data.csv"), table(kind=Kind.REGRESSION), label_column="price")
+        assert rows.required_labels().tolist() == [0.5, 1.25]
+        assert rows.inputs["x"].tolist() == [[1, 2], [3, 4]]
+
+    def test_classes_take_no_fractions(self, tmp_path):
+        with says("a model of logits needs class numbers or names"):
+            self.load(tmp_path, [0.5, 1.0], table())
+
     @given(labels=st.lists(st.integers(0, 4), min_size=1, max_size=20), order=st.permutations("abcde"))
     @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_mapping_keeps_the_name_of_each_row(self, tmp_path, labels, order):
