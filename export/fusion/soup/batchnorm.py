@@ -28,6 +28,8 @@ Array = npt.NDArray[Any]
 _BATCH_SIZE = 64
 _MOST_BYTES = 2 << 30
 """Of the activations of all rows that are kept between one BatchNorm and the next."""
+_INLINE_BYTES = 1024
+"""Shapes must stand in the file itself: ONNX Runtime infers from them before it reads what lies beside it."""
 _MEAN, _VARIANCE = 3, 4
 """The inputs of a BatchNormalization that hold its running statistics."""
 
@@ -152,7 +154,7 @@ def _save_part(model: ir.Model, given: Mapping[str, Array], wanted: Sequence[ir.
 
 def save_model(model: ir.Model, path: Path) -> None:
     """Write a model for a session of our own, weights of any size beside it."""
-    ir.save(model, path, external_data=f"{path.name}.data")
+    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=_INLINE_BYTES)
 
 
 def _as_many_as_fit(model: ir.Model, contract: Contract, rows: Rows, levels: Mapping[ir.Node, int]) -> Rows:

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from monograph.errors import FusionError
 from monograph.export.fusion.sharing.canonical import is_commutative
 
-_QUANTISED = re.compile(r"Quantize|^QLinear|^QGemm$|^QAttention$|^QMoE$|Integer|NBits")
+_QUANTISED = re.compile(r"[Qq]uantize|^QLinear|^QGemm$|^QAttention$|^QMoE$|Integer|NBits")
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _SETTINGS = frozenset({"Clip", "Dropout", "NonMaxSuppression", "OneHot", "Pad", "Range", "Resize", "Upsample"})
 """Their inputs behind the first are settings, floats or not: the mean of two of them means nothing."""

@@ -104,6 +104,7 @@ def plan_soup(
         FusionError: members are not one network, do not share an initialisation, or the weights cannot be used.
         DataError: the rows have no labels where they are needed, or labels of other classes.
     """
+    _check_kinds(files)
     fusion = plan_fusion(files, names=names, weights=weights, normalize=normalize)
     contract = _common_contract(files, fusion)
     networks = align_networks(fusion.members, fusion.opset)
@@ -132,6 +133,15 @@ def plan_soup(
     )
     assumed = [note for file in files for note in file.contract.assumed]
     return replace(plan, notes=tuple(dict.fromkeys([*assumed, *_soup_notes(plan, networks)])))
+
+
+def _check_kinds(files: Sequence[OnnxFile]) -> None:
+    for file in files[1:]:
+        if file.contract.kind is not files[0].contract.kind:
+            raise FusionError(
+                f"{files[0].path.name} and {file.path.name} give {files[0].contract.kind.value} and {file.contract.kind.value}: "
+                "members of a soup are one network, which gives one kind; export them again with the same kind"
+            )
 
 
 def _common_contract(files: Sequence[OnnxFile], fusion: FusionPlan) -> Contract:

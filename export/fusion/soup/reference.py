@@ -33,6 +33,8 @@ _TOLERANCE_FLOAT32 = 1e-3
 """Of what a BatchNorm sees, mean and variance both as shares of the standard deviation and of the variance."""
 _EPSILON = 1e-5
 """What BatchNorm by default adds to the variance: a channel that never varies is divided by no less."""
+_INLINE_BYTES = 1024
+"""Shapes must stand in the file itself: ONNX Runtime infers from them before it reads what lies beside it."""
 
 
 def write_reference(
@@ -56,7 +58,7 @@ def write_reference(
     for node in proto.graph.node:
         if node.output and node.output[0] in statistics:
             _set_statistics(proto.graph, node, statistics[node.output[0]], dtypes)
-    onnx.save(proto, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=0)
+    onnx.save(proto, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=_INLINE_BYTES)
 
 
 def check_statistics(path: Path, contract: Contract, rows: Rows, statistics: Mapping[str, Statistics]) -> None:
