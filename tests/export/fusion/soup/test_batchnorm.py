@@ -80,7 +80,7 @@ def pixels() -> Array:
     return np.random.default_rng(1).standard_normal((300, 1, 8, 8), dtype=np.float32)
 
 
-@pytest.mark.parametrize("dynamo", [True, False])
+@pytest.mark.parametrize("dynamo", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_as_pytorch_computes_them(write_model: WriteModel, make_soup: MakeSoup, tmp_path: Path, pixels: Array, dynamo: bool):
     torch.manual_seed(0)
     base = conv(input_shape=(1, 8, 8), width=4)[0].eval()
