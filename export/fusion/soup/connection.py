@@ -14,16 +14,19 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from monograph.errors import FusionError
 from monograph.export.fusion.soup.batchnorm import draw_rows
 from monograph.export.fusion.soup.networks import Networks
-from monograph.export.fusion.soup.score import Score, checked_labels, probabilities_of_mixture, score
+from monograph.export.fusion.soup.score import checked_labels, probabilities_of_mixture, score_rows
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
 
+Array = npt.NDArray[Any]
 MAX_BARRIER_POINTS = 2.0
 """What Frankle et al. take to be no more than noise: error on the line at most 2 points above the mean of its ends."""
 _POSITIONS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -33,40 +36,39 @@ _INDEPENDENT_COSINE = 0.2
 """Of independent initialisations it is 0 within the square root of the number of weights, after training too."""
 _RELATED_COSINE = 0.9
 _ANY_BARRIER = 100.0
+_ONE_SIDED_95 = 1.645
 
 
 @dataclass(frozen=True)
 class Line:
-    """The straight line between two members' weights, scored at a few points; BatchNorm statistics are those of each point."""
+    """The straight line between two members' weights, scored at a few points.
+
+    At all of them, its ends too, BatchNorm statistics are those of the rows: a barrier then speaks of the weights alone, not of
+    how well the statistics fit that the members came with.
+    """
 
     first: str
     second: str
     positions: tuple[float, ...]
     """Share of the second member at each point."""
-    scores: tuple[Score, ...]
+    accuracies: tuple[float, ...]
+    """At each point, as shares, from 0 to 1."""
+    nlls: tuple[float, ...]
+    """Negative log-likelihood at each point, in nats, the mean over the rows."""
     row_count: int
-
-    @property
-    def barrier_points(self) -> float:
-        """By how many points of accuracy the worst point of the line lies below the mean of its ends, weighted by position."""
-        return 100 * self._barrier([-score.accuracy for score in self.scores])
-
-    @property
-    def barrier_nats(self) -> float:
-        """The same of the negative log-likelihood."""
-        return self._barrier([score.nll for score in self.scores])
-
-    def _barrier(self, losses: Sequence[float]) -> float:
-        """Return max over t of L(t) - ((1 - t)·L(0) + t·L(1)) (Entezari et al. 2022, arXiv 2110.06296, definition 2.1)."""
-        ends = losses[0], losses[-1]
-        return max(loss - ((1 - t) * ends[0] + t * ends[1]) for t, loss in zip(self.positions, losses, strict=True))
+    barrier_points: float
+    """By how many points of accuracy the worst point of the line lies below the mean of its ends, weighted by position."""
+    barrier_low_points: float
+    """Lower end of its one-sided 95% interval: with few rows a barrier may be chance."""
+    barrier_nats: float
+    """The barrier of the negative log-likelihood."""
 
     def describe(self) -> str:
         """Return one line for people."""
-        accuracies = ", ".join(f"{score.accuracy:.1%}" for score in self.scores)
+        accuracies = ", ".join(f"{accuracy:.1%}" for accuracy in self.accuracies)
         return (
-            f"{self.first} to {self.second}: accuracy {accuracies}; barrier {self.barrier_points:.2f} points, "
-            f"{self.barrier_nats:.3f} nats on {self.row_count} rows"
+            f"{self.first} to {self.second}: accuracy {accuracies}; barrier {self.barrier_points:.2f} points "
+            f"(at least {max(self.barrier_low_points, 0):.2f}), {self.barrier_nats:.3f} nats on {self.row_count} rows"
         )
 
 
@@ -112,8 +114,8 @@ def connect(networks: Networks, contract: Contract, rows: Rows | None, max_barri
         max_barrier: the largest barrier allowed, in points of accuracy; 2 by default, and 100 allows any.
 
     Raises:
-        FusionError: two members do not share an initialisation: the barrier between them is higher, or their weights are
-            clearly independent; or ``max_barrier`` is no number of points.
+        FusionError: two members do not share an initialisation: the barrier between them is higher, by more than chance, or
+            their weights are clearly independent; or ``max_barrier`` is no number of points.
         DataError: labels of other classes.
     """
     allowed = MAX_BARRIER_POINTS if max_barrier is None else max_barrier
@@ -126,19 +128,16 @@ def connect(networks: Networks, contract: Contract, rows: Rows | None, max_barri
 
 def _checked_lines(networks: Networks, contract: Contract, rows: Rows, allowed: float) -> list[Line]:
     drawn = draw_rows(rows, _LINE_ROWS)
-    count = len(networks.names)
-    members = np.eye(count)
-    ends = [_score_of(networks, member.tolist(), contract, drawn) for member in members]
+    members = np.eye(len(networks.names))
+    ends = [_score_rows(networks, member, contract, drawn) for member in members]
     lines = []
-    for i, j in combinations(range(count), 2):
-        between = [(1 - t) * members[i] + t * members[j] for t in _POSITIONS[1:-1]]
-        inner = [_score_of(networks, mixture.tolist(), contract, drawn) for mixture in between]
-        line = Line(networks.names[i], networks.names[j], _POSITIONS, (ends[i], *inner, ends[j]), len(drawn))
-        if line.barrier_points > allowed:
-            first, *_, last = line.scores
+    for i, j in combinations(range(len(networks.names)), 2):
+        between = [_score_rows(networks, (1 - t) * members[i] + t * members[j], contract, drawn) for t in _POSITIONS[1:-1]]
+        line = _measured((networks.names[i], networks.names[j]), [ends[i], *between, ends[j]])
+        if line.barrier_low_points > allowed:
             raise FusionError(
                 f"{line.first} and {line.second} do not share an initialisation: on the line between their weights accuracy "
-                f"falls from {first.accuracy:.1%} and {last.accuracy:.1%} to {min(one.accuracy for one in line.scores):.1%} "
+                f"falls from {line.accuracies[0]:.1%} and {line.accuracies[-1]:.1%} to {min(line.accuracies):.1%} "
                 f"({len(drawn)} rows), a barrier of {line.barrier_points:.1f} points, allowed {allowed:g}: fine-tune members "
                 "from one checkpoint, fuse their outputs instead (without --soup), or allow it by --max-barrier"
             )
@@ -146,9 +145,38 @@ def _checked_lines(networks: Networks, contract: Contract, rows: Rows, allowed: 
     return lines
 
 
-def _score_of(networks: Networks, weights: Sequence[float], contract: Contract, rows: Rows) -> Score:
-    probabilities = probabilities_of_mixture(networks, weights, contract, rows)
-    return score(probabilities, checked_labels(rows, probabilities.shape[1], networks.names[0]))
+def _score_rows(networks: Networks, weights: Array, contract: Contract, rows: Rows) -> tuple[Array, Array]:
+    probabilities = probabilities_of_mixture(networks, weights.tolist(), contract, rows, rows)
+    return score_rows(probabilities, checked_labels(rows, probabilities.shape[1], networks.names[0]))
+
+
+def _measured(names: tuple[str, str], points: Sequence[tuple[Array, Array]]) -> Line:
+    """Return the line for what each of its points gives for each row: whether it is right, and its loss, ``[n]`` both."""
+    correct, losses = np.stack([point[0] for point in points]), np.stack([point[1] for point in points])  # [points, n]
+    drops, rises = _above_chord(1 - correct), _above_chord(losses)
+    worst = drops[int(drops.mean(1).argmax())]
+    error = float(worst.std(ddof=1)) / math.sqrt(len(worst)) if len(worst) > 1 else math.inf
+    points_of_accuracy = 100 * float(worst.mean())
+    return Line(
+        first=names[0],
+        second=names[1],
+        positions=_POSITIONS,
+        accuracies=tuple(correct.mean(1).tolist()),
+        nlls=tuple(losses.mean(1).tolist()),
+        row_count=len(worst),
+        barrier_points=points_of_accuracy,
+        barrier_low_points=max(points_of_accuracy - 100 * _ONE_SIDED_95 * error, -100.0),
+        barrier_nats=float(rises.mean(1).max()),
+    )
+
+
+def _above_chord(losses: Array) -> Array:
+    """Return L(t) - ((1 - t)·L(0) + t·L(1)) of each row at each point, ``[points, n]``; its largest mean is the barrier.
+
+    Entezari et al. 2022, arXiv 2110.06296, definition 2.1.
+    """
+    t = np.array(_POSITIONS)[:, None]
+    return np.asarray(losses - ((1 - t) * losses[0] + t * losses[-1]))
 
 
 def _checked_angles(networks: Networks, allowed: float) -> list[Angle]:
@@ -166,7 +194,7 @@ def _checked_angles(networks: Networks, allowed: float) -> list[Angle]:
     return angles
 
 
-def _cosines(networks: Networks) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _cosines(networks: Networks) -> Array:
     """Return the cosine of each two members' weights, ``float64 [m, m]``, one weight in memory at a time."""
     count = len(networks.names)
     products = np.zeros((count, count))

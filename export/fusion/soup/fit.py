@@ -99,7 +99,9 @@ def fit_soup(networks: Networks, contract: Contract, rows: Rows, *, seed: int = 
 
     @cache
     def probabilities(chosen: Chosen, half: int | None) -> Array:
-        statistics_rows = rows if half is None else rows.take(halves[half])
+        own_rows = rows if half is None else rows.take(halves[half])
+        # A member by itself keeps the statistics that it came with, as it would be used.
+        statistics_rows = own_rows if len(chosen) > 1 else None
         return probabilities_of_mixture(networks, equal_weights(chosen, count), contract, rows, statistics_rows)
 
     def outputs(chosen: Chosen, half: int | None) -> Array:

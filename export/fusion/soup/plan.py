@@ -71,8 +71,7 @@ class SoupPlan:
             "form": "soup",
             "members": members,
             "fit": asdict(self.fit) if self.fit else None,
-            "connection": asdict(self.connection)
-            | {"barrier_points": max((line.barrier_points for line in self.connection.lines), default=None)},
+            "connection": asdict(self.connection),
             "batch_norm": {"nodes": self.batch_norm_count, "recomputed": self.recomputes_statistics},
         }
         return json.dumps(record)
@@ -174,6 +173,12 @@ def _common_contract(files: Sequence[OnnxFile], fusion: FusionPlan) -> Contract:
 
 def _soup_notes(plan: SoupPlan, networks: Networks) -> list[str]:
     notes = [plan.fit.describe()] if plan.fit else []
+    notes += [
+        f"the barrier between {line.first} and {line.second} is {line.barrier_points:.2f} points, allowed "
+        f"{plan.connection.max_barrier_points:g}, which on {line.row_count} rows may be chance: give more labelled rows to know"
+        for line in plan.connection.lines
+        if line.barrier_points > plan.connection.max_barrier_points >= line.barrier_low_points
+    ]
     left_out = [member.name for member in plan.members if member.weight == 0]
     if left_out:
         notes.append(f"{', '.join(left_out)}: weight 0, not in the soup")

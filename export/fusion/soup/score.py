@@ -40,18 +40,18 @@ class Score:
 
 
 def probabilities_of_mixture(
-    networks: Networks, weights: Sequence[float], contract: Contract, rows: Rows, statistics_rows: Rows | None = None
+    networks: Networks, weights: Sequence[float], contract: Contract, rows: Rows, statistics_rows: Rows | None
 ) -> Array:
     """Return the probabilities ``float64 [n, c]`` that the mixture gives for ``rows``.
 
-    BatchNorm statistics are those of ``statistics_rows``, by default of some of ``rows``; a member by itself keeps its own.
+    BatchNorm statistics are those of ``statistics_rows``, or with None averaged like weights: a member's by itself its own.
 
     Raises:
         FusionError: the output is not finite, or not one row of classes a row.
     """
     model = mix(networks, weights)
-    if max(weights) < 1 and find_batch_norms(model):
-        recompute_statistics(model, contract, draw_rows(statistics_rows or rows, _STATISTICS_ROWS))
+    if statistics_rows is not None and find_batch_norms(model):
+        recompute_statistics(model, contract, draw_rows(statistics_rows, _STATISTICS_ROWS))
     with TemporaryDirectory(prefix="monograph-soup-") as folder:
         path = Path(folder) / "mixture.onnx"
         save_model(model, path)
@@ -64,11 +64,16 @@ def probabilities_of_mixture(
     return as_probabilities(output, contract.kind)
 
 
+def score_rows(probabilities: Array, labels: Array) -> tuple[Array, Array]:
+    """Return for each row whether the best class is right, and its negative log-likelihood in nats: float64 ``[n]`` both."""
+    picked = probabilities[np.arange(len(labels)), labels]
+    return (probabilities.argmax(1) == labels).astype(np.float64), -np.log(np.maximum(picked, _SMALLEST_PROBABILITY))
+
+
 def score(probabilities: Array, labels: Array) -> Score:
     """Score probabilities ``[n, c]`` against labels ``int64 [n]``."""
-    picked = probabilities[np.arange(len(labels)), labels]
-    accuracy = float(np.mean(probabilities.argmax(1) == labels))
-    return Score(accuracy, float(-np.log(np.maximum(picked, _SMALLEST_PROBABILITY)).mean()))
+    correct, losses = score_rows(probabilities, labels)
+    return Score(float(correct.mean()), float(losses.mean()))
 
 
 def checked_labels(rows: Rows, class_count: int, name: str) -> Array:

@@ -34,11 +34,11 @@ def test_fine_tuned_from_one_checkpoint(mlps: Mapping[str, OnnxFile], make_soup:
     (line,) = soup.plan.connection.lines
     assert line.barrier_points < 1
     ends = [accuracy(member, digits["validation"]) for member in members]
-    assert [line.scores[0].accuracy, line.scores[-1].accuracy] == pytest.approx(ends)
-    assert line.scores[2].accuracy == pytest.approx(accuracy(soup.file, digits["validation"]))
+    assert [line.accuracies[0], line.accuracies[-1]] == pytest.approx(ends)
+    assert line.accuracies[2] == pytest.approx(accuracy(soup.file, digits["validation"]))
     assert accuracy(soup.file, digits["validation"]) > np.mean(ends) - 0.01
     record = json.loads(soup.file.metadata[FUSION_KEY])
-    assert record["connection"]["barrier_points"] == pytest.approx(line.barrier_points)
+    assert record["connection"]["lines"][0]["barrier_points"] == pytest.approx(line.barrier_points)
 
 
 def test_of_two_initialisations(mlps: Mapping[str, OnnxFile], make_soup: MakeSoup, digits: Mapping[str, Rows]):
@@ -56,7 +56,7 @@ def test_the_barrier_is_the_worst_point_below_the_straight_line_between_the_ends
 ):
     plan = plan_soup([mlps["left"], mlps["stranger"]], rows=digits["validation"], max_barrier=100)
     (line,) = plan.connection.lines
-    accuracies = [100 * one.accuracy for one in line.scores]
+    accuracies = 100 * np.array(line.accuracies)
     chord = np.interp([0, 0.25, 0.5, 0.75, 1], [0, 1], [accuracies[0], accuracies[-1]])
     assert line.barrier_points == pytest.approx(max(chord - accuracies))
 
@@ -93,6 +93,28 @@ def test_a_member_without_weight_is_not_asked(mlps: Mapping[str, OnnxFile], digi
     members = [mlps["stranger"], mlps["left"], mlps["right"]]
     plan = plan_soup(members, weights=(0, 0.5, 0.5), rows=digits["validation"])
     assert [(line.first, line.second) for line in plan.connection.lines] == [("left", "right")]
+
+
+def test_a_barrier_that_may_be_chance_is_told_and_not_refused(
+    mlps: Mapping[str, OnnxFile], trained_mlps: Mapping[str, Mapping[str, Array]], digits: Mapping[str, Rows]
+):
+    rows, (left, stranger) = digits["validation"], (trained_mlps["left"], trained_mlps["stranger"])
+
+    def is_right(share: float) -> Array:
+        w = {name: (1 - share) * left[name] + share * stranger[name] for name in left}
+        hidden = np.maximum(rows.inputs["x"] @ w["w1"] + w["b1"], 0)
+        return np.asarray((hidden @ w["w2"] + w["b2"]).argmax(1) == rows.labels)
+
+    right = np.stack([is_right(share) for share in (0, 0.25, 0.5, 0.75, 1)])
+    easy = np.flatnonzero(right.all(0))
+    hard = np.flatnonzero(right[0] & right[-1] & ~right[2])
+    members = [mlps["left"], mlps["stranger"]]
+    plan = plan_soup(members, rows=rows.take(np.concatenate([hard[:1], easy[:11]])))
+    (line,) = plan.connection.lines
+    assert line.barrier_points == pytest.approx(100 / 12)
+    assert any("which on 12 rows may be chance: give more labelled rows to know" in note for note in plan.notes)
+    with pytest.raises(FusionError, match="do not share an initialisation"):
+        plan_soup(members, rows=rows.take(np.concatenate([hard[:20], easy[:100]])))
 
 
 @pytest.mark.parametrize("barrier", [-1, 101, float("nan"), float("inf")])
