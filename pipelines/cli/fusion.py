@@ -164,7 +164,7 @@ def _cascade(
     progress = Progress()
     if output is None:
         plan = plan_cascade_models(models, **choices)
-        print_json(plan) if as_json else say(plan.describe())
+        print_json({"plan": plan}) if as_json else say(plan.describe())
         return
     with progress.stage(f"cascade of {len(models)} models"):
         built = cascade_models(models, output, data=proof_rows, tolerance=tolerance, **choices)
@@ -183,7 +183,7 @@ def _soup(
     progress = Progress()
     if output is None:
         plan = plan_soup_models(models, data=rows, **choices)
-        print_json(plan) if as_json else say(plan.describe())
+        print_json({"plan": plan}) if as_json else say(plan.describe())
         return
     with progress.stage(f"soup of {len(models)} models"):
         made = soup_models(models, output, data=rows, tolerance=tolerance, **choices)
