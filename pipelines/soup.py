@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
 from monograph.errors import ConfigError
+from monograph.export.fusion.align import class_leader
 from monograph.export.fusion.soup import Souped, SoupPlan, fuse_soup, plan_soup
 from monograph.export.parity import TOLERANCE
+from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
+from monograph.models.onnx_file import OnnxFile
 from monograph.pipelines.data import DataSpec, as_data_spec
 from monograph.pipelines.export import checked_output, rows_for
 from monograph.pipelines.fuse import check_output_is_new, members_as_onnx
@@ -80,9 +84,7 @@ def _planned(
         raise ConfigError("--weights and --fit exclude each other: give the weights or have the members chosen")
     with members_as_onnx(models) as files:
         spec = fit or as_data_spec(data)
-        # All members take the same rows, or they are refused.
-        first = files[0]
-        rows = None if spec is None else spec.load(first.contract, first.tokenizer_json, needs_labels=fit is not None)
+        rows = None if spec is None else spec.load(_labelling_contract(files), files[0].tokenizer_json, needs_labels=bool(fit))
         plan = plan_soup(
             files,
             weights=choices.get("weights"),
@@ -92,3 +94,10 @@ def _planned(
             max_barrier=choices.get("max_barrier"),
         )
         yield plan, rows
+
+
+def _labelling_contract(files: Sequence[OnnxFile]) -> Contract:
+    """Return the first member's contract, by which all members take their rows, with class names if another one knows them."""
+    leader = class_leader([file.contract for file in files])
+    first = files[0].contract
+    return first if leader is None or first.class_names else replace(first, class_names=files[leader].contract.class_names)

@@ -6,6 +6,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,25 @@ def test_greedy(run: Run, world: Mapping[str, Path], tmp_path: Path):
     assert fit["weights"][0] == 0
     assert fit["accuracy"] >= max(fit["member_accuracy"])
     assert fit["steps"][-1] == fit["steps"][-1] | {"member": "far", "added": False}
+
+
+def test_labels_are_numbered_as_the_member_does_that_names_its_classes(run: Run, world: Mapping[str, Path], tmp_path: Path):
+    for name, class_names in (("a", None), ("b", ("r", "p", "q"))):
+        proto = onnx.load(str(world[name]))
+        contract = replace(Contract.from_json(proto.metadata_props[0].value), class_names=class_names)
+        onnx.helper.set_model_props(proto, {CONTRACT_KEY: contract.to_json()})
+        onnx.save(proto, world[name])
+    with np.load(world["rows"]) as rows:
+        lines = [",".join([*map(str, x), "rpq"[y]]) for x, y in zip(rows["x"], rows["y"], strict=True)]
+        logits = rows["x"] @ weight_of(world["a"])
+        expected = float((logits.argmax(1) == rows["y"]).mean())
+    table = tmp_path / "rows.csv"
+    table.write_text("\n".join(["k,l,m,n,label", *lines]))
+    code, out, _ = run(world["a"], world["b"], "--soup", "--fit", table, "--dry-run", "--json")
+    assert code == 0
+    plan = json.loads(out)["plan"]
+    assert plan["fit"]["member_accuracy"][0] == pytest.approx(expected)
+    assert plan["contract"]["class_names"] == ["r", "p", "q"]
 
 
 def test_dry_run_writes_nothing(run: Run, world: Mapping[str, Path], tmp_path: Path):

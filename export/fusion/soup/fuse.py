@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from monograph.errors import FusionError
 from monograph.export.fusion.fuse import FUSION_BATCH_SIZES, FUSION_KEY
 from monograph.export.fusion.soup.batchnorm import Statistics, recompute_statistics
 from monograph.export.fusion.soup.networks import align_networks, mix
@@ -56,14 +57,20 @@ def fuse_soup(
         tolerance: largest absolute error allowed, as a share of the largest absolute reference value.
 
     Raises:
-        FusionError: the members are not one network, or their BatchNorm statistics cannot be computed on these rows.
+        FusionError: the members are not one network, or their BatchNorm statistics cannot be computed on these rows, or
+            there are none where the plan says so.
         ParityError: the soup does not compute what it should; nothing is written.
     """
     networks = align_networks(plan.members, plan.opset)
     model = mix(networks, [member.weight for member in plan.members])
     statistics: dict[str, Statistics] = {}
     used: Rows | None = None
-    if plan.recomputes_statistics and statistics_rows is not None:
+    if plan.recomputes_statistics:
+        if statistics_rows is None:
+            raise FusionError(
+                f"the plan recomputes statistics of {plan.batch_norm_count} BatchNorm nodes, and no rows are given: "
+                "pass those that it was made with as statistics_rows"
+            )
         statistics, used = recompute_statistics(model, plan.contract, statistics_rows)
     with TemporaryDirectory(prefix="monograph-soup-") as folder:
         reference = Path(folder) / "reference.onnx"
@@ -80,7 +87,7 @@ def fuse_soup(
             batch_sizes=batch_sizes,
             tolerance=max(tolerance, plan.rounding),
             tokenizer_json=plan.tokenizer_json,
-            metadata={FUSION_KEY: plan.to_json()},
+            metadata={FUSION_KEY: plan.to_json(used)},
         )
     node_count = sum(1 for _ in model.graph.all_nodes())
     return Souped(read_onnx(path), plan, proof, node_count, 0 if used is None else len(used))

@@ -61,8 +61,11 @@ class SoupPlan:
         lines += [f"  line     {line}" for line in self.connection.describe()]
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
-    def to_json(self) -> str:
-        """Return what goes under the metadata key ``monograph.fusion``."""
+    def to_json(self, statistics_rows: Rows | None = None) -> str:
+        """Return what goes under the metadata key ``monograph.fusion``.
+
+        ``statistics_rows`` are those on which BatchNorm statistics were recomputed.
+        """
         members = [
             {"name": member.name, "file": member.path.name, "sha256": member.sha256, "weight": member.weight}
             for member in self.members
@@ -72,7 +75,12 @@ class SoupPlan:
             "members": members,
             "fit": asdict(self.fit) if self.fit else None,
             "connection": asdict(self.connection),
-            "batch_norm": {"nodes": self.batch_norm_count, "recomputed": self.recomputes_statistics},
+            "batch_norm": {
+                "node_count": self.batch_norm_count,
+                "recomputed_on": None
+                if statistics_rows is None
+                else {"row_count": len(statistics_rows), "rows_sha256": statistics_rows.sha256()},
+            },
         }
         return json.dumps(record)
 

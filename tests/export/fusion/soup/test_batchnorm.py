@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,8 @@ from onnx import numpy_helper
 from torch import nn
 
 from monograph.errors import FusionError, ParityError
-from monograph.export.fusion.soup import Souped
+from monograph.export.fusion.fuse import FUSION_KEY
+from monograph.export.fusion.soup import Souped, batchnorm, fuse_soup, plan_soup
 from monograph.export.fusion.soup.batchnorm import Statistics
 from monograph.export.fusion.soup.reference import check_statistics
 from monograph.models.data.rows import Rows
@@ -175,6 +177,50 @@ def test_paths_that_meet_and_statistics_that_were_shared(write_model: WriteModel
     soup = make_soup(files, rows=Rows({"x": x}))
     for got, expected in zip(statistics_in(soup.file.path), statistics_by_hand(x), strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_file_tells_on_which_rows(write_model: WriteModel, make_soup: MakeSoup):
+    rows = Rows({"x": np.random.default_rng(3).standard_normal((150, 3), dtype=np.float32)})
+    files = [write_model(f"m{seed}", TWO_PATHS, arrays(seed)) for seed in range(2)]
+    record = json.loads(make_soup(files, rows=rows).file.metadata[FUSION_KEY])
+    assert record["batch_norm"] == {"node_count": 4, "recomputed_on": {"row_count": 150, "rows_sha256": rows.sha256()}}
+
+
+def test_no_more_rows_than_fit_into_memory(write_model: WriteModel, make_soup: MakeSoup, monkeypatch: pytest.MonkeyPatch):
+    # Three arrays of four float32 a row are the most that is kept from one step and the next together.
+    monkeypatch.setattr(batchnorm, "_MOST_BYTES", 100 * 3 * 4 * 4)
+    x = np.sort(np.random.default_rng(3).standard_normal((150, 3), dtype=np.float32), axis=0)
+    files = [write_model(f"m{seed}", TWO_PATHS, arrays(seed)) for seed in range(2)]
+    soup = make_soup(files, rows=Rows({"x": x}))
+    assert 64 <= soup.statistics_row_count < 150
+    drawn = batchnorm.draw_rows(Rows({"x": x}), soup.statistics_row_count).inputs["x"]
+    assert drawn.mean() == pytest.approx(x.mean(), abs=0.1)  # not the first, which are the smallest
+    for got, expected in zip(statistics_in(soup.file.path), statistics_by_hand(drawn), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_inside_a_branch_they_are_averaged_and_that_is_said(write_model: WriteModel, make_soup: MakeSoup):
+    text = """<ir_version: 8, opset_import: ["": 20]>
+    net (float[batch, 4] x, bool flag) => (float[batch, 4] y) {
+      y = If (flag) <
+        then_branch = yes () => (float[batch, 4] p) { p = BatchNormalization(x, scale, shift, mean_a, variance_a) },
+        else_branch = no () => (float[batch, 4] q) { q = Identity(x) }
+      >
+    }"""
+    files = [
+        write_model(f"m{seed}", text, {name: arrays(seed)[name] for name in ("scale", "shift", "mean_a", "variance_a")})
+        for seed in range(2)
+    ]
+    soup = make_soup(files)
+    assert "statistics of 1 BatchNorm nodes inside an If, Loop or Scan are averaged like weights" in soup.plan.notes
+
+
+def test_a_plan_that_recomputes_needs_its_rows(write_model: WriteModel, tmp_path: Path):
+    rows = Rows({"x": np.random.default_rng(3).standard_normal((150, 3), dtype=np.float32)})
+    plan = plan_soup([write_model(f"m{seed}", TWO_PATHS, arrays(seed)) for seed in range(2)], rows=rows)
+    with pytest.raises(FusionError, match="the plan recomputes statistics of 4 BatchNorm nodes, and no rows are given"):
+        fuse_soup(plan, tmp_path / "soup.onnx")
+    assert not (tmp_path / "soup.onnx").exists()
 
 
 def test_a_fixed_batch_size(write_model: WriteModel, make_soup: MakeSoup):

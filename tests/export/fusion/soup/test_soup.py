@@ -147,6 +147,29 @@ class TestAlignment:
         expected = (near(0, 0)["kernel"].astype(np.float64) + near(0, 1)["kernel"]) / 2
         np.testing.assert_array_equal(weights_of(soup.file.path)["kernel"], expected.astype(np.float32))
 
+    def test_a_copied_weight_is_a_weight_of_its_own(self, write_model: WriteModel, make_soup: MakeSoup):
+        """PyTorch's older exporter stores equal weights once, and copies them by Identity to where they belong."""
+        apart = """<ir_version: 8, opset_import: ["": 20]>
+        net (float[batch, 3] x) => (float[batch, 3] y) { h = MatMul(x, w)  y = MatMul(h, v) }"""
+        copied = apart.replace("h = MatMul", "v = Identity(w)  h = MatMul")
+        w, v = (near(0, seed, {"w": (3, 3)})["w"] for seed in range(2))
+        soup = make_soup([write_model("a", copied, {"w": w}), write_model("b", apart, {"w": w, "v": v})])
+        got = weights_of(soup.file.path)
+        np.testing.assert_array_equal(got["w"], w)
+        np.testing.assert_array_equal(got["v"], ((w.astype(np.float64) + v) / 2).astype(np.float32))
+
+    def test_functions(self, write_model: WriteModel, make_soup: MakeSoup):
+        text = """<ir_version: 8, opset_import: ["": 20, "own": 1]>
+        net (float[batch, 3] x) => (float[batch, 3] y) { h = own.layer(x, w)  y = own.layer(h, v) }
+        <domain: "own", opset_import: ["": 20]>
+        layer (a, k) => (c) { b = MatMul(a, k)  bias = Constant<value = float[3] {BIAS, 0.0, 0.0}>()  c = Add(b, bias) }"""
+        shapes = {"w": (3, 3), "v": (3, 3)}
+        files = [write_model(f"m{bias}", text.replace("BIAS", f"{bias}.0"), near(0, bias, shapes)) for bias in (1, 3)]
+        soup = make_soup(files)
+        w, v = (np.mean([near(0, bias, shapes)[name].astype(np.float64) for bias in (1, 3)], axis=0) for name in "wv")
+        x = np.random.default_rng(5).standard_normal((4, 3), dtype=np.float32)
+        np.testing.assert_allclose(run(soup.file.path, x=x), (x @ w + [2, 0, 0]) @ v + [2, 0, 0], rtol=1e-5, atol=1e-5)
+
     def test_half_precision_is_averaged_in_double_and_rounded_once(self, write_model: WriteModel, make_soup: MakeSoup):
         text = CONV.replace("float[", "float16[")
         arrays = [near(0, seed, dtype=np.float16) for seed in range(3)]
@@ -260,7 +283,7 @@ def test_what_the_file_remembers(write_model: WriteModel, make_soup: MakeSoup):
     record = json.loads(soup.file.metadata[FUSION_KEY])
     assert record["form"] == "soup"
     assert [(m["sha256"], m["weight"]) for m in record["members"]] == [(files[0].sha256, 0.75), (files[1].sha256, 0.25)]
-    assert record["batch_norm"] == {"nodes": 0, "recomputed": False}
+    assert record["batch_norm"] == {"node_count": 0, "recomputed_on": None}
     (angle,) = record["connection"]["angles"]
     assert angle["cosine"] > 0.9
 
