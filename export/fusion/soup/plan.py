@@ -27,8 +27,9 @@ class SoupPlan:
     rounding: float
     """Share of the output's scale that the members' own outputs do not resolve: 0 unless one gives float16."""
     weight_count: int
-    """Weights (tensors) in which members differ, and how many numbers they hold."""
+    """Weights (tensors) in which members differ."""
     parameter_count: int
+    """How many numbers these hold."""
     batch_norm_count: int
     """BatchNorm nodes whose statistics can be recomputed; exporters fold most of them into other weights."""
     statistics_row_count: int
@@ -47,7 +48,12 @@ class SoupPlan:
     @property
     def recomputes_statistics(self) -> bool:
         """True where BatchNorm statistics are set to those of rows; a member by itself keeps its own."""
-        return self.batch_norm_count > 0 and self.statistics_row_count > 0 and len(self.running) > 1
+        return self.mixes_statistics and self.statistics_row_count > 0
+
+    @property
+    def mixes_statistics(self) -> bool:
+        """True where there are BatchNorm nodes behind weights that are averaged."""
+        return self.batch_norm_count > 0 and self.weight_count > 0 and len(self.running) > 1
 
     def describe(self) -> str:
         """Return the plan as text for people."""
@@ -138,8 +144,10 @@ def plan_soup(
         tokenizer_json=fusion.tokenizer_json,
         notes=(),
     )
-    assumed = [note for file in files for note in file.contract.assumed]
-    return replace(plan, notes=tuple(dict.fromkeys([*assumed, *_soup_notes(plan, networks)])))
+    told = [note for file in files for note in file.contract.assumed]
+    if weights is not None and tuple(weights) != tuple(member.weight for member in members):
+        told.append(f"weights were scaled to sum to 1: {', '.join(f'{member.weight:.4g}' for member in members)}")
+    return replace(plan, notes=tuple(dict.fromkeys([*told, *_soup_notes(plan, networks)])))
 
 
 def _check_kinds(files: Sequence[OnnxFile]) -> None:
@@ -159,10 +167,6 @@ def _common_contract(files: Sequence[OnnxFile], fusion: FusionPlan) -> Contract:
     first = files[0].contract
     for member, file in zip(fusion.members, files, strict=True):
         both = f"{fusion.members[0].name} and {member.name}"
-        if file.contract.kind is not first.kind:
-            raise FusionError(
-                f"{both} give {first.kind.value} and {file.contract.kind.value}: the weights of a soup mean the same"
-            )
         if member.class_positions is not None:
             raise FusionError(
                 f"{both} do not have the same classes in the same order, so rows of their last layers stand for different "
@@ -197,7 +201,7 @@ def _soup_notes(plan: SoupPlan, networks: Networks) -> list[str]:
     hidden = count_hidden_batch_norms(networks.model)
     if plan.recomputes_statistics:
         notes.append(f"statistics of {plan.batch_norm_count} BatchNorm nodes are recomputed on {plan.statistics_row_count} rows")
-    elif plan.batch_norm_count and len(plan.running) > 1:
+    elif plan.mixes_statistics:
         notes.append(
             f"statistics of {plan.batch_norm_count} BatchNorm nodes are averaged like weights, which is not what the averaged "
             "layers give: give rows by --fit or --data to recompute them"

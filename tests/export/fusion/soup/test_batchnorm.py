@@ -241,6 +241,14 @@ def test_a_member_by_itself_keeps_its_own(write_model: WriteModel, make_soup: Ma
     np.testing.assert_array_equal(statistics_in(soup.file.path)[0][0], arrays(0)["mean_a"])
 
 
+def test_a_member_twice_keeps_its_own(write_model: WriteModel, make_soup: MakeSoup):
+    x = np.random.default_rng(3).standard_normal((150, 3), dtype=np.float32)
+    soup = make_soup([write_model(name, TWO_PATHS, arrays(0)) for name in ("a", "b")], rows=Rows({"x": x}))
+    for got, name in zip(statistics_in(soup.file.path), "abba", strict=True):
+        np.testing.assert_array_equal(got, (arrays(0)[f"mean_{name}"], arrays(0)[f"variance_{name}"]))
+    assert soup.statistics_row_count == 0
+
+
 @pytest.mark.parametrize(
     ("x", "message"),
     [

@@ -282,6 +282,7 @@ def test_what_the_file_remembers(write_model: WriteModel, make_soup: MakeSoup):
     soup = make_soup(files, weights=(3, 1), normalize=True)
     record = json.loads(soup.file.metadata[FUSION_KEY])
     assert record["form"] == "soup"
+    assert "weights were scaled to sum to 1: 0.75, 0.25" in soup.plan.notes
     assert [(m["sha256"], m["weight"]) for m in record["members"]] == [(files[0].sha256, 0.75), (files[1].sha256, 0.25)]
     assert record["batch_norm"] == {"node_count": 0, "recomputed_on": None}
     (angle,) = record["connection"]["angles"]
