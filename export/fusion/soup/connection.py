@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from monograph.errors import FusionError
 from monograph.export.fusion.soup.batchnorm import draw_rows
+from monograph.export.fusion.soup.match import in_pieces
 from monograph.export.fusion.soup.networks import Networks
 from monograph.export.fusion.soup.score import checked_labels, probabilities_of_mixture, score_rows
 from monograph.models.contract import Contract
@@ -195,11 +196,12 @@ def _checked_angles(networks: Networks, allowed: float) -> list[Angle]:
 
 
 def _cosines(networks: Networks) -> Array:
-    """Return the cosine of each two members' weights, ``float64 [m, m]``, one weight in memory at a time."""
+    """Return the cosine of each two members' weights, ``float64 [m, m]``, a piece in memory at a time."""
     count = len(networks.names)
     products = np.zeros((count, count))
     for tensors in networks.matrices:
-        stacked = np.stack([tensor.numpy().astype(np.float64).ravel() for tensor in tensors])
-        products += stacked @ stacked.T
+        for pieces in in_pieces(*(tensor.numpy().reshape(-1) for tensor in tensors)):
+            stacked = np.stack([piece.astype(np.float64) for piece in pieces])
+            products += stacked @ stacked.T
     norms = np.sqrt(np.outer(np.diag(products), np.diag(products)))
     return np.where(norms > 0, products / np.where(norms > 0, norms, 1), 1.0)

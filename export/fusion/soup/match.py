@@ -10,7 +10,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from monograph.errors import FusionError
@@ -20,6 +23,8 @@ _QUANTISED = re.compile(r"[Qq]uantize|^QLinear|^QGemm$|^QAttention$|^QMoE$|Integ
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _SETTINGS = frozenset({"Clip", "Dropout", "NonMaxSuppression", "OneHot", "Pad", "Range", "Resize", "Upsample"})
 """Their inputs behind the first are settings, floats or not: the mean of two of them means nothing."""
+_PIECE = 1 << 22
+Array = npt.NDArray[Any]
 Pair = tuple[ir.Value | None, ir.Value | None]
 
 
@@ -162,7 +167,16 @@ def same_tensor(a: ir.TensorProtocol, b: ir.TensorProtocol) -> bool:
         return False
     if a.dtype is ir.DataType.STRING:
         return bool((a.numpy() == b.numpy()).all())
-    return a.tobytes() == b.tobytes()
+    if a.dtype.bitwidth < 8:
+        return a.tobytes() == b.tobytes()
+    flat = (np.ascontiguousarray(tensor.numpy()).reshape(-1).view(np.uint8) for tensor in (a, b))
+    return all(np.array_equal(mine, theirs) for mine, theirs in in_pieces(*flat))
+
+
+def in_pieces(*flat: Array) -> Iterator[tuple[Array, ...]]:
+    """Yield arrays of one length a piece at a time, so that work on large weights takes little memory."""
+    for start in range(0, flat[0].size, _PIECE):
+        yield tuple(array[start : start + _PIECE] for array in flat)
 
 
 def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:

@@ -16,7 +16,14 @@ from monograph.export.fusion.members import load_member
 from monograph.export.fusion.plan import Member
 from monograph.export.fusion.sharing.canonical import remove_copies, remove_default_attributes
 from monograph.export.fusion.sharing.tensors import lift_constants
-from monograph.export.fusion.soup.match import WeightPair, describe_node, match_networks, refuse_quantised, same_tensor
+from monograph.export.fusion.soup.match import (
+    WeightPair,
+    describe_node,
+    in_pieces,
+    match_networks,
+    refuse_quantised,
+    same_tensor,
+)
 
 _FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 _MULTIPLYING = frozenset({"Conv", "ConvTranspose", "Gather", "Gemm", "GRU", "LSTM", "MatMul", "RNN", "Transpose"})
@@ -110,11 +117,15 @@ def mix(networks: Networks, weights: Sequence[float]) -> ir.Model:
 
 
 def _weighted_sum(tensors: Sequence[ir.TensorProtocol], weights: Sequence[float], name: str) -> ir.TensorProtocol:
-    total = np.zeros(tuple(tensors[0].shape.numpy()), np.float64)
-    for tensor, weight in zip(tensors, weights, strict=True):
-        if weight:
-            total += weight * tensor.numpy().astype(np.float64)
-    return ir.tensor(total.astype(tensors[0].numpy().dtype), dtype=tensors[0].dtype, name=name)
+    arrays = [tensor.numpy() for tensor in tensors]
+    mixed = np.empty_like(arrays[0], order="C")
+    for out, *pieces in in_pieces(mixed.reshape(-1), *(array.reshape(-1) for array in arrays)):
+        total = np.zeros(out.shape, np.float64)
+        for piece, weight in zip(pieces, weights, strict=True):
+            if weight:
+                total += weight * piece.astype(np.float64)
+        out[...] = total.astype(out.dtype)
+    return ir.tensor(mixed, dtype=tensors[0].dtype, name=name)
 
 
 def load_comparable(member: Member, opset: int) -> ir.Model:

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-from onnx import numpy_helper
+from onnx.external_data_helper import load_external_data_for_model
+from onnx.numpy_helper import from_array, to_array
 
 from monograph.errors import ParityError
 from monograph.export.fusion.plan import Member
@@ -41,20 +42,23 @@ def write_reference(
     networks: Networks, members: Sequence[Member], opset: int, statistics: Mapping[str, Statistics], path: Path
 ) -> None:
     """Write the first member's file to ``path``, its weights averaged with the others' in float64, its statistics as given."""
-    averages: dict[str, Array] = {}
-    dtypes: dict[str, np.dtype[Any]] = {}
-    for position, member in enumerate(members):
-        if not member.weight:
-            continue
-        tensors = _tensors(_plain_proto(member, [weight.member_names[position] for weight in networks.weights], (), opset))
-        for weight in networks.weights:
-            array = numpy_helper.to_array(tensors[weight.member_names[position]])
-            dtypes[weight.name] = array.dtype
-            averages[weight.name] = averages.get(weight.name, np.float64(0)) + member.weight * array.astype(np.float64)
-    proto = _plain_proto(members[0], [weight.name for weight in networks.weights], tuple(statistics), opset)
+    aligned = networks.weights
+    mixed = [(position, member) for position, member in enumerate(members) if member.weight]
+    sources = {
+        position: _tensors(_plain_proto(member, [weight.member_names[position] for weight in aligned], (), opset))
+        for position, member in mixed
+    }
+    proto = _plain_proto(members[0], [weight.name for weight in aligned], tuple(statistics), opset)
+    load_external_data_for_model(proto, str(members[0].path.parent))
     tensors = _tensors(proto)
-    for name, average in averages.items():
-        tensors[name].CopyFrom(numpy_helper.from_array(average.astype(dtypes[name]), tensors[name].name))
+    dtypes: dict[str, np.dtype[Any]] = {}
+    for weight in aligned:
+        average: Array = np.zeros(())
+        for position, member in mixed:
+            array = to_array(sources[position][weight.member_names[position]], base_dir=str(member.path.parent))
+            average = average + member.weight * array.astype(np.float64)
+        dtypes[weight.name] = array.dtype
+        tensors[weight.name].CopyFrom(from_array(average.astype(array.dtype), tensors[weight.name].name))
     for node in proto.graph.node:
         if node.output and node.output[0] in statistics:
             _set_statistics(proto.graph, node, statistics[node.output[0]], dtypes)
@@ -99,12 +103,12 @@ def check_statistics(path: Path, contract: Contract, rows: Rows, statistics: Map
 
 
 def _plain_proto(member: Member, names: Sequence[str], outputs: Sequence[str], opset: int) -> onnx.ModelProto:
-    """Return a member's file as it is.
+    """Return a member's file as it is; external data stay where they are.
 
     One in which the weights are not told apart by name (functions, copies, equal names in branches) is brought into the
     comparable form that the soup was made from.
     """
-    proto = onnx.load(str(member.path))
+    proto = onnx.load(str(member.path), load_external_data=False)
     graphs = list(_graphs(proto.graph))
     counts = Counter(name for graph in graphs for name, _ in _graph_tensors(graph))
     copied = {node.input[0] for graph in graphs for node in graph.node if node.op_type == "Identity"}
@@ -139,7 +143,5 @@ def _set_statistics(
 ) -> None:
     for position, array in ((3, statistics.mean), (4, statistics.variance)):
         name = f"reference/{node.output[0]}/{position}"
-        graph.initializer.append(
-            numpy_helper.from_array(array.astype(dtypes.get(node.input[position], np.dtype(np.float32))), name)
-        )
+        graph.initializer.append(from_array(array.astype(dtypes.get(node.input[position], np.dtype(np.float32))), name))
         node.input[position] = name
