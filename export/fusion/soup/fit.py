@@ -114,10 +114,7 @@ def fit_soup(networks: Networks, contract: Contract, rows: Rows, *, seed: int = 
     best = score(outputs(chosen, None), labels)
     gain = None
     if halves:
-        held_out = np.zeros(len(labels), bool)
-        for half, rest in ((0, 1), (1, 0)):
-            other, _ = _select(count, _scorer(partial(outputs, half=half), halves[half], labels), networks.names)
-            held_out[halves[rest]] = (outputs(other, half).argmax(1) == labels)[halves[rest]]
+        held_out = _held_out(outputs, halves, labels, networks.names)
         gain = _gain(held_out, np.stack([single.argmax(1) == labels for single in singles]), networks.names, seed)
     return SoupFit(
         weights=equal_weights(chosen, count),
@@ -160,6 +157,15 @@ def _select(count: int, score_of: ScoreOf, names: Sequence[str]) -> tuple[Chosen
         if added:
             chosen, best = tried, got
     return chosen, tuple(steps)
+
+
+def _held_out(outputs: Callable[..., Array], halves: Sequence[Array], labels: Array, names: Sequence[str]) -> Array:
+    """Return for each row, ``bool [n]``, whether a soup is right on it that was chosen on the half in which it is not."""
+    right = np.zeros(len(labels), bool)
+    for half, rest in ((0, 1), (1, 0)):
+        chosen, _ = _select(len(names), _scorer(partial(outputs, half=half), halves[half], labels), names)
+        right[halves[rest]] = (outputs(chosen, half).argmax(1) == labels)[halves[rest]]
+    return right
 
 
 def _rank(got: Score) -> tuple[float, float]:

@@ -51,17 +51,15 @@ def write_reference(
     proto = _plain_proto(members[0], [weight.name for weight in aligned], tuple(statistics), opset)
     load_external_data_for_model(proto, str(members[0].path.parent))
     tensors = _tensors(proto)
-    dtypes: dict[str, np.dtype[Any]] = {}
     for weight in aligned:
         average: Array = np.zeros(())
         for position, member in mixed:
             array = to_array(sources[position][weight.member_names[position]], base_dir=str(member.path.parent))
             average = average + member.weight * array.astype(np.float64)
-        dtypes[weight.name] = array.dtype
         tensors[weight.name].CopyFrom(from_array(average.astype(array.dtype), tensors[weight.name].name))
     for node in proto.graph.node:
         if node.output and node.output[0] in statistics:
-            _set_statistics(proto.graph, node, statistics[node.output[0]], dtypes)
+            _set_statistics(proto.graph, node, statistics[node.output[0]], tensors)
     onnx.save(proto, str(path), save_as_external_data=True, location=f"{path.name}.data", size_threshold=_INLINE_BYTES)
 
 
@@ -139,9 +137,11 @@ def _tensors(proto: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 
 def _set_statistics(
-    graph: onnx.GraphProto, node: onnx.NodeProto, statistics: Statistics, dtypes: Mapping[str, np.dtype[Any]]
+    graph: onnx.GraphProto, node: onnx.NodeProto, statistics: Statistics, tensors: Mapping[str, onnx.TensorProto]
 ) -> None:
     for position, array in ((3, statistics.mean), (4, statistics.variance)):
         name = f"reference/{node.output[0]}/{position}"
-        graph.initializer.append(from_array(array.astype(dtypes.get(node.input[position], np.dtype(np.float32))), name))
+        old = tensors.get(node.input[position])
+        dtype = np.dtype(np.float32) if old is None else to_array(old).dtype
+        graph.initializer.append(from_array(array.astype(dtype), name))
         node.input[position] = name

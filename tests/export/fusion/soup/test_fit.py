@@ -13,6 +13,7 @@ import pytest
 from monograph.errors import DataError, FusionError
 from monograph.export.fusion.soup import Souped, plan_soup
 from monograph.export.fusion.soup.fit import SoupFit
+from monograph.models.contract import Contract, Kind, TensorSpec
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile
 from monograph.runtime.session import open_session
@@ -102,6 +103,17 @@ def test_of_equal_accuracies_the_lower_loss_decides(
     best = int(np.argmin(fit.member_nll))
     assert fit.steps[0].member == ("plain", "larger")[best]
     assert fit.steps[1].added == (fit.steps[1].nll <= fit.member_nll[best])
+
+
+def test_what_has_no_classes_is_not_fitted(write_linear: Callable[..., OnnxFile]):
+    spec = TensorSpec("x", "float32", ("batch", 4)), TensorSpec("logits", "float32", ("batch", 3))
+    contract = Contract((spec[0],), (spec[1],), Kind.REGRESSION)
+    files = [write_linear(name, contract=contract) for name in "ab"]
+    rows = Rows({"x": np.zeros((30, 4), np.float32)}, np.zeros(30, np.int64))
+    with pytest.raises(FusionError, match="a gives regression: a greedy soup is fitted for classifiers only, give --weights"):
+        plan_soup(files, rows=rows, greedy=True)
+    (angle,) = plan_soup(files, rows=rows).connection.angles
+    assert angle.cosine == pytest.approx(1)
 
 
 def test_refused(members: Callable[..., list[OnnxFile]], digits: Mapping[str, Rows]):
