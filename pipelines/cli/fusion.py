@@ -25,6 +25,7 @@ from monograph.pipelines.progress import Progress
 if TYPE_CHECKING:
     from monograph.pipelines.cascade import CascadeChoices
     from monograph.pipelines.data import DataSpec
+    from monograph.pipelines.soup import SoupChoices
 
 _FORMS = "`logits`, `probs`, `class-weights`, `geometric`, `vote`, `mean`, `concat`, `stack`"
 
@@ -78,11 +79,25 @@ def fuse(
             "0 takes the loss seen on the rows of --fit at its word."
         ),
     ] = 0.95,
+    soup: Annotated[
+        bool,
+        typer.Option(
+            "--soup", help="One network of the members' mean weights; with --fit, of those members that help, chosen greedily."
+        ),
+    ] = False,
+    max_barrier: Annotated[
+        float | None,
+        typer.Option(
+            help="For --soup: points of accuracy that may be lost on the line between two members before they are taken not to "
+            "share an initialisation; 2 by default, 100 allows any."
+        ),
+    ] = None,
     share: Annotated[
         bool, typer.Option("--share/--no-share", help="Run equal parts of members once, store equal weights once.")
     ] = True,
     data: Annotated[
-        str | None, typer.Option(help=f"Rows for the proof; those of --fit or random ones by default. {DATA}.")
+        str | None,
+        typer.Option(help=f"Rows for the proof (and the BatchNorm of --soup); those of --fit or random ones by default. {DATA}."),
     ] = None,
     data_column: DataColumns = None,
     split: Split = None,
@@ -93,10 +108,31 @@ def fuse(
     """Fuse models into one ONNX graph, O = Σ αᵢOᵢ or another form, proven equal to the members run apart."""
     from monograph.pipelines.cascade import CascadeChoices
     from monograph.pipelines.fuse import Choices, fuse_models, plan_models
+    from monograph.pipelines.soup import SoupChoices
 
     if output is None and not dry_run:
         raise ConfigError("no output: give -o fused.onnx, or --dry-run to see the plan")
     proof_rows = data_spec_of(data, data_column, split)
+    if soup:
+        _refuse_with_soup(
+            combine=combine,
+            class_weights=class_weights,
+            temperatures=temperatures,
+            calibrate=calibrate,
+            cascade=cascade,
+            threshold=threshold,
+            gate=gate,
+        )
+        mixture = SoupChoices(
+            weights=numbers(weights, "weights"),
+            normalize=normalize,
+            fit=data_spec_of(fit, data_column, split),
+            max_barrier=max_barrier,
+        )
+        _soup(models, None if dry_run else output, mixture, proof_rows, tolerance, as_json)
+        return
+    if max_barrier is not None:
+        raise ConfigError("--max-barrier speaks of a soup: add --soup")
     if cascade:
         _refuse_with_cascade(
             weights=weights, class_weights=class_weights, combine=combine, temperatures=temperatures, calibrate=calibrate
@@ -157,7 +193,7 @@ def _cascade(
     progress = Progress()
     if output is None:
         plan = plan_cascade_models(models, **choices)
-        print_json(plan) if as_json else say(plan.describe())
+        print_json({"plan": plan}) if as_json else say(plan.describe())
         return
     with progress.stage(f"cascade of {len(models)} models"):
         built = cascade_models(models, output, data=proof_rows, tolerance=tolerance, **choices)
@@ -165,6 +201,31 @@ def _cascade(
         print_json({"path": str(built.file.path), "plan": built.plan, "proof": built.proof, "node_count": built.node_count})
         return
     say(f"{built.plan.describe()}\n{built.file.path}\n{built.proof.describe()}")
+
+
+def _soup(
+    models: list[str], output: Path | None, choices: SoupChoices, rows: DataSpec | None, tolerance: float, as_json: bool
+) -> None:
+    """Print the plan of a soup, or make it where there is an output."""
+    from monograph.pipelines.soup import plan_soup_models, soup_models
+
+    progress = Progress()
+    if output is None:
+        plan = plan_soup_models(models, data=rows, **choices)
+        print_json({"plan": plan}) if as_json else say(plan.describe())
+        return
+    with progress.stage(f"soup of {len(models)} models"):
+        made = soup_models(models, output, data=rows, tolerance=tolerance, **choices)
+    if as_json:
+        print_json({"path": str(made.file.path), "plan": made.plan, "proof": made.proof, "node_count": made.node_count})
+        return
+    say(f"{made.plan.describe()}\n{made.file.path}\n{made.describe()}")
+
+
+def _refuse_with_soup(**options: object) -> None:
+    for name, value in options.items():
+        if value:
+            raise ConfigError(f"--{name} does not go with --soup, which mixes weights, not outputs: leave it out")
 
 
 def _refuse_with_cascade(**options: object) -> None:

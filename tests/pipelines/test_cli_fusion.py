@@ -186,6 +186,9 @@ class TestCascade:
         code, out, _ = run("fuse", world["a"], world["b"], "--cascade", "--fit", world["rows"], "--dry-run")
         assert code == 0
         assert "worst case 2.000" in out
+        code, out, _ = run("fuse", world["a"], world["b"], "--cascade", "--fit", world["rows"], "--dry-run", "--json")
+        assert code == 0
+        assert json.loads(out)["plan"]["cost"]["worst"] == 2
         assert sorted(tmp_path.iterdir()) == before
 
 
