@@ -12,6 +12,7 @@ from pathlib import Path
 from monograph.errors import FusionError
 from monograph.export.fusion.align import MISSING, InputLink, align_classes, input_notes, share_inputs, unify_output_shape
 from monograph.export.fusion.forms import FORMS, Form, Mixing
+from monograph.export.fusion.horizontal.choice import HorizontalChoice
 from monograph.export.fusion.weights import WeightFit, check_weights
 from monograph.models.contract import Contract, Dim, Kind, TensorSpec
 from monograph.models.onnx_file import OnnxFile
@@ -59,11 +60,18 @@ class FusionPlan:
     """What was assumed or decided, each a sentence for the user."""
     share: bool = True
     """Run what several members compute alike once."""
+    horizontal: HorizontalChoice | None = None
+    """Whether members of one architecture run as one batch, and why; None where nobody asked."""
 
     @property
     def running(self) -> tuple[Member, ...]:
         """The members that the graph will hold: those of weight 0 are left out."""
         return tuple(member for member in self.members if member.weight > 0)
+
+    @property
+    def batches(self) -> bool:
+        """True where members of one architecture run as one batch."""
+        return self.horizontal is not None and self.horizontal.batched
 
     @property
     def mixing(self) -> Mixing:
@@ -83,6 +91,7 @@ class FusionPlan:
             changes += [f"logits divided by temperature {member.temperature:.4g}"] if member.temperature != 1 else []
             changes += [f"opset {member.opset} to {self.opset}"] if member.opset != self.opset else []
             lines.append(f"  {member.weight:.4f} x {member.name}" + (f"  ({', '.join(changes)})" if changes else ""))
+        lines += [f"  {self.horizontal.describe()}"] if self.horizontal else []
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
     def to_json(self) -> str:
@@ -98,7 +107,8 @@ class FusionPlan:
             for member in self.members
         ]
         fit = asdict(replace(self.fit, stacking=None)) if self.fit else None  # the combiner's weights stand in the graph
-        return json.dumps({"form": self.form, "members": members, "fit": fit})
+        record = {"form": self.form, "members": members, "fit": fit}
+        return json.dumps(record | ({"horizontal": asdict(self.horizontal)} if self.horizontal else {}))
 
 
 def plan_fusion(
@@ -111,6 +121,7 @@ def plan_fusion(
     temperatures: Sequence[float] | None = None,
     fit: WeightFit | None = None,
     share: bool = True,
+    horizontal: HorizontalChoice | None = None,
 ) -> FusionPlan:
     """Decide how to fuse ``files``: shared inputs, class order, form, weights.
 
@@ -166,6 +177,7 @@ def plan_fusion(
         notes=_notes(contracts, members, shared, weights, fit)
         + tuple(f"{name} gives float16: the proof allows for its rounding, {_FLOAT16_ROUNDING:.2g} of scale" for name in halves),
         share=share,
+        horizontal=horizontal,
     )
 
 
