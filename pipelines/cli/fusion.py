@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,6 +65,14 @@ def fuse(
     share: Annotated[
         bool, typer.Option("--share/--no-share", help="Run equal parts of members once, store equal weights once.")
     ] = True,
+    horizontal: Annotated[
+        str,
+        typer.Option(
+            help="Members of one architecture as one batch of grouped Conv and batched MatMul: `on`, `off`, or `auto`, where a "
+            "measurement on the target, which takes about half a minute, says that it pays."
+        ),
+    ] = "off",
+    on: Annotated[str | None, typer.Option(help="The target on which --horizontal auto measures: cpu by default.")] = None,
     data: Annotated[
         str | None, typer.Option(help=f"Rows for the proof; those of --fit or random ones by default. {DATA}.")
     ] = None,
@@ -81,6 +91,8 @@ def fuse(
     proof_rows = data_spec_of(data, data_column, split)
     if cascade:
         _refuse_with_cascade(weights=weights, combine=combine, temperatures=temperatures, calibrate=calibrate)
+        if horizontal != "off":
+            raise ConfigError("--horizontal does not go with --cascade, in which members run in turn: leave it out")
         stages = CascadeChoices(
             gate=gate,
             thresholds=numbers(threshold, "thresholds"),
@@ -100,6 +112,8 @@ def fuse(
         calibrate=calibrate,
         temperatures=numbers(temperatures, "temperatures"),
         share=share,
+        horizontal=horizontal,
+        on=on,
     )
     progress = Progress()
     if output is None or dry_run:
@@ -107,7 +121,7 @@ def fuse(
         print_json({"plan": plan, "cost": cost}) if as_json else say(f"{plan.describe()}\n{cost.describe()}")
         return
     with progress.stage(f"fuse {len(models)} models"):
-        fused = fuse_models(models, output, data=proof_rows, tolerance=tolerance, **choices)
+        fused = fuse_models(models, output, data=proof_rows, tolerance=tolerance, on_progress=_timing(progress), **choices)
     if as_json:
         print_json(
             {
@@ -122,7 +136,16 @@ def fuse(
     for note in fused.plan.notes:
         progress.note(note)
     shares = ", ".join(f"{member.weight:.4g} x {member.name}" for member in fused.plan.members)
-    say(f"{fused.file.path}  {shares}\n{fused.proof.describe()}")
+    choice = [fused.plan.horizontal.describe()] if fused.plan.horizontal else []
+    say("\n".join([f"{fused.file.path}  {shares}", *choice, fused.proof.describe()]))
+
+
+def _timing(progress: Progress) -> Callable[[str], None]:
+    """Return what moves the bar while the graphs of --horizontal auto are timed."""
+    from monograph.pipelines.horizontal import PROCESSES
+
+    done = count()
+    return lambda name: progress.update(next(done), PROCESSES, f"timing {name}")
 
 
 def _cascade(

@@ -1,13 +1,14 @@
-"""Which nodes of several members correspond: their graphs are walked side by side, from the outputs to the inputs.
+"""Which nodes of several members correspond: each member's graph is walked in the same order, and the walks are compared.
 
-Members are of one architecture where the walk meets the same operators with the same settings and with weights of the same
-types and shapes, down to inputs, and parts that sharing has made one. It needs the form that sharing leaves behind: settings
-that are defaults are gone, constants are initializers, equal ones of them are one.
+Members are of one architecture where the walks meet the same operators with the same settings, that read the same of what was
+met before, and weights of the same types and shapes. That needs the form that sharing leaves behind: settings that are defaults
+are gone, constants are initializers, equal ones are one, and what all members compute alike is one node.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -55,93 +56,73 @@ class Difference:
 def find_counterparts(outputs: Sequence[ir.Value]) -> list[Group] | Difference:
     """Return the groups of nodes that lead to ``outputs``, one output a member, in the order in which they can run.
 
-    What all members share is in no group, nor is what lies before a part that some of them share and others do not.
+    What all members share is in no group, nor is what some of them share and others do not.
     """
-    groups: list[Group] = []
-    differences: list[tuple[tuple[ir.Node, ...], Difference]] = []
-    seen: set[tuple[ir.Node, ...]] = set()
-    start, difference = _producers(tuple(outputs), tuple(outputs))
-    if difference is not None:
-        return difference
-    pending = [(start, False)] if start is not None else []
+    reached = [set(_walk(output, frozenset())) for output in outputs]
+    common = frozenset.intersection(*map(frozenset, reached))
+    walks = [_walk(output, common) for output in outputs]
+    places = [{node: place for place, node in enumerate(walk)} for walk in walks]
+    rows = list(zip(*walks, strict=False))  # walks of different lengths are told apart below
+    for nodes in rows:
+        if (difference := _compare(nodes, places)) is not None:
+            return difference
+    ends = tuple(walk[-1] for walk in walks if walk)
+    for output, walk in zip(outputs, walks, strict=True):
+        if len(ends) < len(walks) or len(walk) != len(rows) or output.index() != outputs[0].index():
+            return Difference(outputs[0].name or "", output.name or "", f"length: {len(walks[0])} and {len(walk)} nodes")
+    return [Group(nodes) for nodes in rows if len(set(nodes)) == len(nodes)]
+
+
+def _walk(output: ir.Value, common: AbstractSet[ir.Node]) -> list[ir.Node]:
+    """Return the nodes that lead to ``output``, each behind what it reads; those in ``common`` and before them left out."""
+    walk: dict[ir.Node, None] = {}
+    pending = [(output.producer(), False)]
     while pending:
-        nodes, is_walked = pending.pop()
-        if is_walked:
-            groups.append(Group(nodes))
+        node, is_behind = pending.pop()
+        if node is None or node in walk or node in common:
             continue
-        if nodes in seen:
+        if is_behind:
+            walk[node] = None
             continue
-        seen.add(nodes)
-        if (difference := _compare(nodes)) is not None:
-            differences.append((nodes, difference))
-            continue
-        pending.append((nodes, True))
-        for values in reversed(Group(nodes).inputs):
-            before, difference = _producers(values, nodes)
-            if difference is not None:
-                differences.append((nodes, difference))
-            elif before is not None:
-                pending.append((before, False))
-    return _first(differences) if differences else groups
+        pending.append((node, True))
+        pending += [(value.producer(), False) for value in reversed(node.inputs) if value is not None]
+    return list(walk)
 
 
-def _producers(
-    values: Counterparts, readers: Sequence[ir.Node | ir.Value]
-) -> tuple[tuple[ir.Node, ...] | None, Difference | None]:
-    """Return the nodes to walk on to, if any, or how the values differ."""
-    if all(value is values[0] for value in values):
-        return None, None
-    given = [value for value in values if value is not None]
-    nodes = tuple(node for value in given if (node := value.producer()) is not None)
-    if len(nodes) == len(values):
-        if len(set(nodes)) < len(nodes):
-            return None, None  # some members share it and others do not
-        places = [value.index() for value in given]
-        odd = next((position for position, place in enumerate(places) if place != places[0]), None)
-        return (nodes, None) if odd is None else (None, _difference(readers, odd, "the output that they read"))
-    kinds = [_kind(value) for value in values]
-    odd = next((position for position, kind in enumerate(kinds) if kind != kinds[0]), None)
-    if odd is not None:
-        return None, _difference(readers, odd, f"an input: {kinds[0]} and {kinds[odd]}")
-    if given[0].dtype not in _WEIGHT_TYPES:
-        odd = next(position for position, value in enumerate(given) if value is not given[0])
-        return None, _difference(readers, odd, f"an input: {given[0].name!r} and {given[odd].name!r} are not the same")
-    return None, None
-
-
-def _kind(value: ir.Value | None) -> str:
-    if value is None:
-        return "none"
-    if value.producer() is not None:
-        return "a computed value"
-    if value.const_value is None or value.is_graph_input():
-        return f"the input {value.name!r}"
-    return f"a weight {value.const_value.dtype} {list(value.const_value.shape.numpy())}"
-
-
-def _compare(nodes: Sequence[ir.Node]) -> Difference | None:
+def _compare(nodes: Sequence[ir.Node], places: Sequence[Mapping[ir.Node, int]]) -> Difference | None:
     first = nodes[0]
-    for position, node in enumerate(nodes):
+    for node, own in zip(nodes, places, strict=True):
+        what = None
         if (node.domain, node.op_type, node.overload) != (first.domain, first.op_type, first.overload):
-            return _difference(nodes, position, f"the operator: {first.op_type} and {node.op_type}")
-        if attribute_key(node) != attribute_key(first):
-            return _difference(nodes, position, f"settings of {first.op_type}: {_settings(first)} and {_settings(node)}")
-        if len(node.outputs) != len(first.outputs):
-            return _difference(nodes, position, f"outputs of {first.op_type}: {len(first.outputs)} and {len(node.outputs)}")
+            what = f"the operator: {first.op_type} and {node.op_type}"
+        elif attribute_key(node) != attribute_key(first):
+            what = f"settings of {first.op_type}: {_settings(first)} and {_settings(node)}"
+        elif len(node.outputs) != len(first.outputs):
+            what = f"outputs of {first.op_type}: {len(first.outputs)} and {len(node.outputs)}"
+        else:
+            for one, other in zip_longest(first.inputs, node.inputs):
+                (key, text), (other_key, other_text) = _described(one, places[0]), _described(other, own)
+                if key != other_key:
+                    what = f"an input of {first.op_type}: {text} and {other_text}"
+                    break
+        if what is not None:
+            return Difference(first.name or "", node.name or "", what)
     return None
+
+
+def _described(value: ir.Value | None, places: Mapping[ir.Node, int]) -> tuple[Hashable, str]:
+    """Return what counterparts have in common, and how to say it."""
+    if value is None:
+        return None, "none"
+    node = value.producer()
+    if node is not None and node in places:
+        return (places[node], value.index()), f"what {node.name!r} gives"
+    if value.const_value is not None and node is None and not value.is_graph_input() and value.dtype in _WEIGHT_TYPES:
+        key = (value.dtype, tuple(value.const_value.shape.numpy()))
+        return key, f"a weight {value.dtype} {list(key[1])}"
+    return id(value), f"{value.name!r}"
 
 
 def _settings(node: ir.Node) -> str:
     parts = [f"{name} {attribute.value}" for name, attribute in sorted(node.attributes.items())]
     return ", ".join(part if len(part) < 60 else f"{part[:57]}..." for part in parts) or "none"
-
-
-def _difference(items: Sequence[ir.Node | ir.Value], position: int, what: str) -> Difference:
-    return Difference(items[0].name or "", items[position].name or "", what)
-
-
-def _first(differences: Sequence[tuple[tuple[ir.Node, ...], Difference]]) -> Difference:
-    """Return the one that comes first in the first member's graph."""
-    graph = differences[0][0][0].graph
-    order = {node: position for position, node in enumerate(graph or ())}
-    return min(differences, key=lambda found: order.get(found[0][0], 0))[1]

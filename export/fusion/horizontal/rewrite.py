@@ -50,18 +50,19 @@ def batch_members(model: ir.Model, taps: Sequence[Tap], names: Sequence[str]) ->
     """
     outputs, names = _distinct_outputs(taps, names)
     if len(outputs) < 2:
-        raise HorizontalError("sharing has made one of the members already: there is nothing to batch, leave out --horizontal")
+        raise HorizontalError("sharing has made one of the members already: nothing is left to batch, so leave out --horizontal")
     groups = find_counterparts(outputs)
     if isinstance(groups, Difference):
         raise HorizontalError(
-            f"{', '.join(names)} are not of one architecture: {groups.describe()}; leave --horizontal at auto or off"
+            f"{', '.join(names)} are not of one architecture and cannot run as one batch ({groups.describe()}): "
+            "--horizontal off runs them apart"
         )
     nodes_before = _node_count(model)
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
     batch = Batch(model.graph, names)
     batched = [group for group in groups if _run_as_one(group, batch)]
     if not batched:
-        raise HorizontalError(f"none of the {len(groups)} nodes of {names[0]} can be batched: leave --horizontal at auto or off")
+        raise HorizontalError(f"none of the {len(groups)} nodes of {names[0]} can be batched: --horizontal off runs them apart")
     _hand_over(groups, batched, batch)
     model.graph.extend(batch.nodes)
     model.graph.sort()
