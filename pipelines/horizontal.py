@@ -55,6 +55,7 @@ def measured_horizontal(
     *,
     on: str | None,
     tolerance: float,
+    blocks: int = BLOCKS,
     on_progress: Callable[[str], None] = lambda name: None,
 ) -> FusionPlan:
     """Return the plan with the faster of the two graphs chosen: batched only where it is faster beyond doubt.
@@ -66,24 +67,19 @@ def measured_horizontal(
         FusionError: the members' graphs cannot be joined.
         ParityError: the graph of the members apart does not compute what they do.
     """
-    return replace(plan, horizontal=_choose(plan, rows, _available_target(on), tolerance, on_progress))
-
-
-def _choose(
-    plan: FusionPlan, rows: Rows | None, target: Target, tolerance: float, on_progress: Callable[[str], None]
-) -> HorizontalChoice:
+    target = _available_target(on)
     with TemporaryDirectory(prefix="monograph-horizontal-") as folder:
         try:
             batched = fuse(replace(plan, horizontal=ASKED), Path(folder) / "batched.onnx", rows=rows, tolerance=tolerance)
         except (HorizontalError, ParityError) as error:
-            return HorizontalChoice(False, f"not measured: {error}")
+            return replace(plan, horizontal=HorizontalChoice(False, f"not measured: {error}"))
         apart = fuse(plan, Path(folder) / "apart.onnx", rows=rows, tolerance=tolerance)
         contenders = [
             onnx_contender(name, file.path, file.contract, file.sha256, file.size_bytes, target)
             for name, file in (("batched", batched.file), ("apart", apart.file))
         ]
-        comparison = compare(contenders, rows, Settings(), blocks=BLOCKS, on_progress=on_progress)
-    return choose_by(comparison.ratio(["batched"], ["apart"]), target.name)
+        comparison = compare(contenders, rows, Settings(), blocks=blocks, on_progress=on_progress)
+    return replace(plan, horizontal=choose_by(comparison.ratio(["batched"], ["apart"]), target.name))
 
 
 def _available_target(name: str | None) -> Target:

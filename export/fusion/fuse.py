@@ -15,6 +15,7 @@ from monograph.errors import FusionError, WorkerError
 from monograph.export.fusion.align import MISSING, missing_value
 from monograph.export.fusion.build import build_graph
 from monograph.export.fusion.forms import FORMS
+from monograph.export.fusion.horizontal import Batching, batching_of
 from monograph.export.fusion.macs import count_macs
 from monograph.export.fusion.plan import FusionPlan, Member
 from monograph.export.fusion.sharing import Sharing
@@ -41,6 +42,8 @@ class Fused:
     node_count: int
     sharing: Sharing | None
     """What sharing saved; None where the plan does not share."""
+    batching: Batching | None = None
+    """What runs as one batch; None where members run apart."""
 
 
 def fuse(
@@ -71,7 +74,7 @@ def fuse(
         tokenizer_json=plan.tokenizer_json,
         metadata={FUSION_KEY: plan.to_json()},
     )
-    return Fused(read_onnx(path), plan, proof, node_count, sharing)
+    return Fused(read_onnx(path), plan, proof, node_count, sharing, batching_of(graph))
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,7 @@ def fuse(
                 "proof": fused.proof,
                 "node_count": fused.node_count,
                 "sharing": fused.sharing,
+                "batching": fused.batching,
             }
         )
         return
@@ -137,6 +138,7 @@ def fuse(
         progress.note(note)
     shares = ", ".join(f"{member.weight:.4g} x {member.name}" for member in fused.plan.members)
     choice = [fused.plan.horizontal.describe()] if fused.plan.horizontal else []
+    choice += [f"  {fused.batching.describe()}"] if fused.batching else []
     say("\n".join([f"{fused.file.path}  {shares}", *choice, fused.proof.describe()]))
 
 

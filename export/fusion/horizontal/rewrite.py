@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from monograph.export.fusion.horizontal.layouts import STACKED, Batch, Batched, 
 from monograph.export.fusion.horizontal.operators import OPERATORS
 from monograph.export.fusion.sharing.numbering import node_key
 
+_META_KEY = "monograph.batching"
+"""In memory only; nothing of it is written."""
 Tap = tuple[ir.Node, int]
 """A node of the fusion's own and the input at which it reads a member's output: it stays so while sharing moves the rest."""
 
@@ -32,9 +35,9 @@ class Batching:
     nodes_after: int
 
     def describe(self) -> str:
-        """Return one line for people."""
+        """Return one clause for people."""
         return (
-            f"batched: {self.groups_batched} of {self.groups} nodes of each of {len(self.members)} members run as one, "
+            f"{self.groups_batched} of {self.groups} nodes of each of {len(self.members)} members run as one, "
             f"{self.nodes_before} to {self.nodes_after} nodes"
         )
 
@@ -58,7 +61,7 @@ def batch_members(model: ir.Model, taps: Sequence[Tap], names: Sequence[str]) ->
             "--horizontal off runs them apart"
         )
     nodes_before = _node_count(model)
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    _infer_shapes(model)
     batch = Batch(model.graph, names)
     batched = [group for group in groups if _run_as_one(group, batch)]
     if not batched:
@@ -67,7 +70,26 @@ def batch_members(model: ir.Model, taps: Sequence[Tap], names: Sequence[str]) ->
     model.graph.extend(batch.nodes)
     model.graph.sort()
     RemoveUnusedNodesPass()(model)
-    return Batching(tuple(names), len(groups), len(batched), nodes_before, _node_count(model))
+    batching = Batching(tuple(names), len(groups), len(batched), nodes_before, _node_count(model))
+    model.meta[_META_KEY] = batching
+    return batching
+
+
+def batching_of(model: ir.Model) -> Batching | None:
+    """Return what :func:`batch_members` did to ``model``; None where it was not called."""
+    batching = model.meta.get(_META_KEY)
+    return batching if isinstance(batching, Batching) else None
+
+
+def _infer_shapes(model: ir.Model) -> None:
+    """Fill in shapes that exporters left out; where that fails, less is known, and more stays apart."""
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
+    finally:
+        logger.setLevel(level)
 
 
 def _distinct_outputs(taps: Sequence[Tap], names: Sequence[str]) -> tuple[list[ir.Value], list[str]]:
