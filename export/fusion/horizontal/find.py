@@ -15,6 +15,7 @@ from itertools import zip_longest
 import onnx_ir as ir
 
 from monograph.export.fusion.sharing.canonical import attribute_key
+from monograph.export.fusion.sharing.numbering import subgraphs_of
 
 Counterparts = tuple[ir.Value | None, ...]
 """One value a member, or None where the members leave an input out."""
@@ -66,10 +67,9 @@ def find_counterparts(outputs: Sequence[ir.Value]) -> list[Group] | Difference:
     for nodes in rows:
         if (difference := _compare(nodes, places)) is not None:
             return difference
-    ends = tuple(walk[-1] for walk in walks if walk)
-    for output, walk in zip(outputs, walks, strict=True):
-        if len(ends) < len(walks) or len(walk) != len(rows) or output.index() != outputs[0].index():
-            return Difference(outputs[0].name or "", output.name or "", f"length: {len(walks[0])} and {len(walk)} nodes")
+    for output, walk, reach in zip(outputs, walks, reached, strict=True):
+        if len(walk) != len(walks[0]) or output.index() != outputs[0].index():
+            return Difference(outputs[0].name or "", output.name or "", f"length: {len(reached[0])} and {len(reach)} nodes")
     return [Group(nodes) for nodes in rows if len(set(nodes)) == len(nodes)]
 
 
@@ -85,8 +85,17 @@ def _walk(output: ir.Value, common: AbstractSet[ir.Node]) -> list[ir.Node]:
             walk[node] = None
             continue
         pending.append((node, True))
-        pending += [(value.producer(), False) for value in reversed(node.inputs) if value is not None]
+        pending += [(value.producer(), False) for value in reversed(_read_by(node)) if value is not None]
     return list(walk)
+
+
+def _read_by(node: ir.Node) -> list[ir.Value | None]:
+    """Return the inputs, and what an If or a Loop reads of the graph around it."""
+    read: list[ir.Value | None] = list(node.inputs)
+    for graph in subgraphs_of(node):
+        for inner in graph.all_nodes():
+            read += [value for value in inner.inputs if value is not None and value.graph is node.graph]
+    return read
 
 
 def _compare(nodes: Sequence[ir.Node], places: Sequence[Mapping[ir.Node, int]]) -> Difference | None:

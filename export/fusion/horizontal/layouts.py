@@ -245,20 +245,19 @@ class Batch:
         Raises:
             CannotBatchError: a rank is not known.
         """
-        own = rank_of(operand)
-        rank = own if rank is None else rank
         if isinstance(operand, Shared):
             return self._repeated(operand, rank) if repeat else operand.value
         if isinstance(operand, Weights):
-            shape = (1,) * (rank - own) + operand.shape
+            shape = (1,) * ((rank or 0) - len(operand.shape)) + operand.shape
             return self.batch_weights(operand, STACKED, shape=shape, prepare=lambda array: array.reshape(shape))
         value = self._once(("stack", *_key(operand)), lambda: self._stack(operand))
-        if rank == own:
+        missing = 0 if rank is None else rank - rank_of(operand)
+        if missing == 0:
             return value
-        axes = self.integers(range(1, 1 + rank - own))
+        axes = self.integers(range(1, 1 + missing))
         return self._once(("unsqueeze", id(value), rank), lambda: self.op("Unsqueeze", [value, axes]))
 
-    def _repeated(self, operand: Shared, rank: int) -> ir.Value:
+    def _repeated(self, operand: Shared, rank: int | None) -> ir.Value:
         if is_weight(operand.value):
             return self.stacked(Weights((operand.value,) * self.member_count), rank)
         return self.stacked(Apart((operand.value,) * self.member_count), rank)

@@ -119,7 +119,9 @@ def _run(call: Call) -> list[Operand]:
         # What is read of batched values only to learn their sizes is the same for all members.
         return [Shared(value) for value in _run_shared(call)]
     if call.node.op_type == "Shape" and call.node.domain == "":
-        return [Shared(_read_shape(call))]
+        sizes = _read_shape(call)
+        sizes.type, sizes.shape = call.node.outputs[0].type, call.node.outputs[0].shape
+        return [Shared(sizes)]
     if call.node.domain != "" or call.node.op_type not in OPERATORS:
         raise CannotBatchError
     given = zip(OPERATORS[call.node.op_type](call), call.group.outputs, strict=True)
@@ -132,7 +134,10 @@ def _run(call: Call) -> list[Operand]:
 
 def _run_shared(call: Call) -> Sequence[ir.Value]:
     inputs = [operand.value if isinstance(operand, Shared) else None for operand in call.operands]
-    return call.batch.node(call.node.op_type, inputs, call.node.attributes, outputs=len(call.node.outputs)).outputs
+    outputs = call.batch.node(call.node.op_type, inputs, call.node.attributes, outputs=len(call.node.outputs)).outputs
+    for value, own in zip(outputs, call.node.outputs, strict=True):
+        value.type, value.shape = own.type, own.shape
+    return outputs
 
 
 def _read_shape(call: Call) -> ir.Value:
