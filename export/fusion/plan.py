@@ -133,6 +133,8 @@ def plan_fusion(
     """
     if len(files) < 2:
         raise FusionError(f"{len(files)} member: a fusion needs two or more")
+    if horizontal is not None and horizontal.batched and not share:
+        raise FusionError("horizontal fusion builds on what sharing finds: leave sharing on, or horizontal fusion off")
     names = member_names([file.path for file in files]) if names is None else _checked_names(names, len(files))
     contracts = [file.contract for file in files]
     form = choose_form(contracts, names, fit.form if fit and fit.form else combine)

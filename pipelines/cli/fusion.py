@@ -69,7 +69,7 @@ def fuse(
         str,
         typer.Option(
             help="Members of one architecture as one batch of grouped Conv and batched MatMul: `on`, `off`, or `auto`, where a "
-            "measurement on the target, which takes about half a minute, says that it pays."
+            "measurement on the target, which takes half a minute or more, says that it pays."
         ),
     ] = "off",
     on: Annotated[str | None, typer.Option(help="The target on which --horizontal auto measures: cpu by default.")] = None,

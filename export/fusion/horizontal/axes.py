@@ -5,10 +5,7 @@ Shape letters: ``m`` members, ``b`` batch, ``c`` channels of one member, ``k`` a
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from monograph.export.fusion.horizontal.call import (
     Call,
@@ -31,7 +28,8 @@ from monograph.export.fusion.horizontal.layouts import (
     static_dim,
 )
 
-Array = npt.NDArray[Any]
+_AXES_ARE_INPUTS = 18
+"""Since this opset; of ReduceSum they have been since 13."""
 
 
 def softmax(call: Call) -> list[Given]:
@@ -68,8 +66,9 @@ def reduce(call: Call) -> list[Given]:
     """Over axes of one member, given as a setting or as a constant; none given means all."""
     x = batched_operand(call.operand(0))
     rank = rank_of(x)
-    given = call.node.attributes.get("axes")
-    listed = list(given.as_ints()) if given is not None else constant_integers(call.optional(1)) if call.optional(1) else None
+    listed = call.setting("axes", None)
+    if (constant := call.optional(1)) is not None:
+        listed = constant_integers(constant)
     if listed is None and call.setting("noop_with_empty_axes", 0):
         raise CannotBatchError
     axes = sorted(positive_axis(axis, rank) for axis in (range(rank) if listed is None else listed))
@@ -77,7 +76,7 @@ def reduce(call: Call) -> list[Given]:
     moved = axes if member_axis is not None else [axis + 1 for axis in axes]
     if member_axis is not None and not call.setting("keepdims", 1):
         member_axis -= sum(axis < member_axis for axis in axes)
-    if given is not None:
+    if call.batch.opset < _AXES_ARE_INPUTS and call.node.op_type != "ReduceSum":
         return [(call.run([value], axes=moved), member_axis)]
     return [(call.run([value, call.batch.integers(moved)]), member_axis)]
 
@@ -111,10 +110,8 @@ def slice_(call: Call) -> list[Given]:
     rank = rank_of(x)
     starts, ends, steps = shared_value(call.operand(1)), shared_value(call.operand(2)), call.optional(4)
     listed = call.optional(3)
-    axes = [
-        positive_axis(axis, rank)
-        for axis in (constant_integers(listed) if listed is not None else range(static_dim(Shared(starts), 0)))
-    ]
+    every = range(static_dim(Shared(starts), 0)) if listed is None else constant_integers(listed)
+    axes = [positive_axis(axis, rank) for axis in every]
     value, member_axis = without_axes(call, axes)
     moved = call.batch.integers(axes if member_axis is not None else [axis + 1 for axis in axes])
     return [(call.run([value, starts, ends, moved, *([] if steps is None else [shared_value(steps)])]), member_axis)]

@@ -38,15 +38,20 @@ def unary(call: Call) -> list[Given]:
     return [(call.run([x.value, *call.rest()]), x.axis)]
 
 
+def dropout(call: Call) -> list[Given]:
+    """Of inference, which drops nothing."""
+    if call.optional(2) is not None or len(call.node.outputs) > 1:
+        raise CannotBatchError
+    return unary(call)
+
+
 def elementwise(call: Call) -> list[Given]:
     """Any operator that broadcasts its inputs: joined where all of them can be, else stacked."""
     operands = [operand for operand in call.operands if operand is not None]
     if len(operands) < len(call.operands) or not any(isinstance(operand, Batched) for operand in operands):
         raise CannotBatchError
     rank = max(rank_of(operand) for operand in operands)
-    axes = {
-        operand.axis + rank - rank_of(operand) if operand.axis is not None else STACKED for operand in batched_among(operands)
-    }
+    axes = {STACKED if one.axis is None else one.axis + rank - rank_of(one) for one in batched_among(operands)}
     if len(axes) == 1 and (axis := axes.pop()) is not None:
         inputs = _joined_alike(call.batch, operands, axis, rank)
         if inputs is not None:
@@ -56,7 +61,7 @@ def elementwise(call: Call) -> list[Given]:
 
 def _joined_alike(batch: Batch, operands: Sequence[Operand], axis: int, rank: int) -> list[ir.Value] | None:
     """Return the operands joined along ``axis`` of the ``rank`` axes that they broadcast to; None where they cannot be."""
-    sizes = {dim_of(operand, operand.axis) for operand in batched_among(operands) if operand.axis is not None}
+    sizes = {dim_of(one, one.axis) for one in batched_among(operands) if one.axis is not None}
     if len(sizes) != 1 or (size := sizes.pop()) is None:
         return None
     if not all(_joins(operand, axis, rank, size) for operand in operands):

@@ -141,6 +141,11 @@ class Batch:
         self._constants: dict[tuple[tuple[int, ...], bool], ir.Value] = {}
         self._forms: dict[tuple[object, ...], ir.Value] = {}
 
+    @property
+    def opset(self) -> int:
+        """Of ONNX's own operators."""
+        return self.graph.opset_imports[""]
+
     def read(self, values: Counterparts) -> Operand | None:
         """Return how ``values`` lie; None for an input that is left out."""
         given = tuple(value for value in values if value is not None)

@@ -19,7 +19,7 @@ from monograph.export.fusion.horizontal.axes import (
     transpose,
 )
 from monograph.export.fusion.horizontal.call import Call, Given
-from monograph.export.fusion.horizontal.elementwise import elementwise, unary
+from monograph.export.fusion.horizontal.elementwise import dropout, elementwise, unary
 from monograph.export.fusion.horizontal.products import conv, gemm, group_normalization, matmul, per_channel, resize
 from monograph.export.fusion.horizontal.shapes import expand, flatten, reshape, squeeze, unsqueeze
 
@@ -114,6 +114,7 @@ OPERATORS: dict[str, Run] = {
     "Concat": concat,
     "Conv": conv,
     "ConvTranspose": conv,
+    "Dropout": dropout,
     "Expand": expand,
     "Flatten": flatten,
     "Gather": gather,

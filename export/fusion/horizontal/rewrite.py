@@ -66,7 +66,7 @@ def batch_members(model: ir.Model, taps: Sequence[Tap], names: Sequence[str]) ->
     batched = [group for group in groups if _run_as_one(group, batch)]
     if not batched:
         raise HorizontalError(f"none of the {len(groups)} nodes of {names[0]} can be batched: --horizontal off runs them apart")
-    _hand_over(groups, batched, batch)
+    _hand_over(batched, batch)
     model.graph.extend(batch.nodes)
     model.graph.sort()
     RemoveUnusedNodesPass()(model)
@@ -156,12 +156,12 @@ def _read_shape(call: Call) -> ir.Value:
     return call.batch.op("Div", [sizes, call.batch.integers(divisors)])
 
 
-def _hand_over(groups: Sequence[Group], batched: Sequence[Group], batch: Batch) -> None:
+def _hand_over(batched: Sequence[Group], batch: Batch) -> None:
     """Let whatever else reads a member's value read its part of the batched one."""
-    gone = {node for group in batched for node in group.nodes}
+    replaced = {node for group in batched for node in group.nodes} | set(batch.nodes)
     for group in batched:
         for values in group.outputs:
-            readers = {use.node for value in values for use in value.uses()} - gone - set(batch.nodes)
+            readers = {use.node for value in values for use in value.uses()} - replaced
             if not readers:
                 continue
             operand = batch.read(values)

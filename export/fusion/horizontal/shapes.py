@@ -6,10 +6,8 @@ Shape letters: ``m`` members, ``b`` batch, ``c`` channels of one member, ``k`` a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from monograph.export.fusion.horizontal.call import (
@@ -32,8 +30,6 @@ from monograph.export.fusion.horizontal.layouts import (
     rank_of,
     static_dim,
 )
-
-Array = npt.NDArray[Any]
 
 
 def reshape(call: Call) -> list[Given]:

@@ -78,6 +78,7 @@ HEAD = {"head": (4, 3), "head_b": (3,)}
 CHANNELS: dict[str, tuple[str, Mapping[str, Sequence[int]], Mapping[str, Any]]] = {
     "relu": ("h = Relu(c)", {}, {}),
     "clip": ("h = Clip(c, low, high)", {}, {"low": np.float32(0), "high": np.float32(6)}),
+    "dropout": ("h = Dropout(c, ratio)", {}, {"ratio": np.float32(0.5)}),
     "hard swish": ("h = HardSwish(c)", {}, {}),
     "prelu": ("h = PRelu(c, slope)", {"slope": (4, 1, 1)}, {}),
     "batch norm": ("h = BatchNormalization(c, s, t, m, v)", {"s": (4,), "t": (4,), "m": (4,), "v": (4,)}, {}),
@@ -217,6 +218,12 @@ FEATURES: dict[str, tuple[str, str, Mapping[str, Sequence[int]], Mapping[str, An
         {"w": (4, 4), "token": (1, 1, 4), "head": (4, 3)},
         {"rest": [1, 4], "zero": np.int64(0)},
     ),
+    "statistics of all": (
+        TEXTS,
+        "m = MatMul(x, w) u = ReduceMean(m) d = Sub(m, u) p = ReduceMean<keepdims=0>(d, axes) y = Gemm(p, head)",
+        {"w": (4, 4), "head": (4, 3)},
+        {"axes": [1]},
+    ),
     "masked": (
         TEXTS,
         "m = MatMul(x, w) n = Greater(x, level) r = Where(n, m, low) p = ReduceMax<keepdims=0>(r, axes) y = Gemm(p, head)",
@@ -291,6 +298,27 @@ def test_convolutions_become_one_of_many_groups(write_members: Callable[..., lis
     assert [weights[node.input[1]] for node in convs] == [[12, 2, 3, 3], [12, 4, 1, 1], [12, 1, 3, 3]]
     for node in convs:
         assert {entry.key: entry.value for entry in node.metadata_props}[MEMBERS_KEY] == "a,b,c"
+
+
+def test_axes_are_settings_in_older_opsets(write_model: WriteModel, fuse_files: FuseFiles, assert_weighted_sum: AssertSum):
+    text = """<ir_version: 8, opset_import: ["": 13]> m (float[batch, s, 4] x) => (float[batch, 3] y)
+        { h = MatMul(x, w) u = ReduceMean(h) d = Sub(h, u) p = ReduceMax<axes=[1], keepdims=0>(d)
+          t = ReduceSum<keepdims=0>(h) q = Div(p, t) y = Gemm(q, v) }"""
+    files = []
+    for seed, name in enumerate(NAMES):
+        rng = np.random.default_rng(seed)
+        arrays = {key: rng.standard_normal(shape, dtype=np.float32) for key, shape in {"w": (4, 4), "v": (4, 3)}.items()}
+        files.append(write_model(name, text, arrays))
+    fused = fuse_files(files, horizontal=ASKED)
+    assert_weighted_sum(fused, files)
+    assert fused.plan.opset == 13
+    assert left_apart(fused) == []
+
+
+def test_sharing_must_be_on(write_members: Callable[..., list[OnnxFile]]):
+    files = write_members(f"{ROWS.format(classes=3)} {{ {PERCEPTRON} }}", SIZES)
+    with pytest.raises(FusionError, match="leave sharing on"):
+        plan_fusion(files, share=False, horizontal=ASKED)
 
 
 def test_a_trunk_that_all_share_runs_once_and_the_rest_as_a_batch(
