@@ -9,6 +9,7 @@
     │   ├── ContractError         a contract that cannot be read, or that two parties cannot agree on
     │   ├── DataError             a dataset that is missing, empty, unreadable or does not fit the model
     │   ├── FusionError           members that cannot be fused
+    │   │   └── HorizontalError   members that cannot be batched, because they are not of one architecture
     │   └── MissingPackageError   an optional package that this needs and that is not installed
     ├── ExportError               PyTorch or ONNX could not express the model
     ├── ParityError               a proof failed: the new model does not compute what the old one did
@@ -46,6 +47,10 @@ class DataError(InputError):
 
 class FusionError(InputError):
     """Members that cannot be fused."""
+
+
+class HorizontalError(FusionError):
+    """Members that cannot be batched, because they are not of one architecture."""
 
 
 class MissingPackageError(InputError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,8 @@ from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.models.sources import Scheme, parse_source
 from monograph.pipelines.data import DataSpec, as_data_spec
 from monograph.pipelines.export import checked_output, export_model, rows_for
+from monograph.pipelines.horizontal import AUTO as MEASURED
+from monograph.pipelines.horizontal import OFF, check_horizontal, measured_horizontal, planned_horizontal
 
 
 class Choices(TypedDict, total=False):
@@ -44,6 +46,10 @@ class Choices(TypedDict, total=False):
     """One a member, by which its logits are divided."""
     share: bool
     """Run equal parts of members once; True by default."""
+    horizontal: str
+    """``on`` runs members of one architecture as one batch, ``auto`` does where a measurement says that it pays; else ``off``."""
+    on: str | None
+    """The target on which ``auto`` measures, ``cpu`` by default."""
 
 
 def fuse_models(
@@ -52,6 +58,7 @@ def fuse_models(
     *,
     data: str | DataSpec | None = None,
     tolerance: float = TOLERANCE,
+    on_progress: Callable[[str], None] = lambda name: None,
     **choices: Unpack[Choices],
 ) -> Fused:
     """Fuse ``models`` into the ONNX file ``output``, proven equal to the members run apart.
@@ -61,6 +68,7 @@ def fuse_models(
         output: where to write.
         data: DATA whose rows the proof runs on; the rows of ``fit``, or else fresh random ones, by default.
         tolerance: largest absolute error allowed, as a share of the largest absolute reference value.
+        on_progress: told before each process that times a graph for ``horizontal="auto"``.
         choices: see :class:`Choices`.
 
     Raises:
@@ -71,6 +79,8 @@ def fuse_models(
     with _planned(models, choices) as (plan, files):
         check_output_is_new(path, [file.path for file in files])
         rows = rows_for(data or choices.get("fit"), plan.contract, plan.tokenizer_json)
+        if choices.get("horizontal") == MEASURED:
+            plan = measured_horizontal(plan, rows, on=choices.get("on"), tolerance=tolerance, on_progress=on_progress)
         return fuse(plan, path, rows=rows, tolerance=tolerance)
 
 
@@ -110,7 +120,7 @@ def _planned(models: Sequence[str | Path], choices: Choices) -> Iterator[tuple[F
             share=choices.get("share", True),
             class_weights=_class_weights(choices.get("class_weights"), files),
         )
-        yield plan, files
+        yield planned_horizontal(plan, choices.get("horizontal", OFF)), files
 
 
 def _class_weights(
@@ -167,6 +177,7 @@ def check_output_is_new(path: Path, members: Sequence[Path]) -> None:
 
 
 def _check(choices: Choices) -> None:
+    check_horizontal(choices.get("horizontal", OFF), choices.get("on"), share=choices.get("share", True))
     fitted = choices.get("fit") is not None
     if fitted and choices.get("weights") is not None:
         raise ConfigError("--weights and --fit exclude each other: give the weights or have them fitted")

@@ -16,6 +16,7 @@ from onnx_ir.tape import Tape
 from monograph.errors import FusionError
 from monograph.export.fusion.align import MISSING, missing_value
 from monograph.export.fusion.forms import FORMS, Form
+from monograph.export.fusion.horizontal import Tap, batch_members
 from monograph.export.fusion.members import Prepared, detach, free_prefix, ir_dtype, keep_caches, load_member, take_apart
 from monograph.export.fusion.plan import FusionPlan, Member
 from monograph.export.fusion.sharing import Sharing, record_members, share_subgraphs
@@ -38,6 +39,7 @@ def build_graph(plan: FusionPlan) -> tuple[ir.Model, Sharing | None]:
     opsets: dict[str, int] = {"": plan.opset}
     ir_version = _OLDEST_IR_VERSION
     converted: list[ir.Value] = []
+    outputs: list[ir.Value] = []
     prepared: Prepared = {}
     for member in plan.running:
         model = load_member(member, plan.opset)
@@ -47,6 +49,7 @@ def build_graph(plan: FusionPlan) -> tuple[ir.Model, Sharing | None]:
         nodes += list(model.graph)
         initializers += list(model.graph.initializers.values())
         take_apart(model.graph)
+        outputs.append(output)
         converted.append(_emit_member(tape, output, member, form, rank=len(plan.contract.output.shape)))
     fused = _emit_output(tape, form.emit_combination(tape, converted, plan.mixing), plan)
     _name_new_nodes(tape)
@@ -62,7 +65,10 @@ def build_graph(plan: FusionPlan) -> tuple[ir.Model, Sharing | None]:
     graph.sort()
     fused_model = ir.Model(graph, ir_version=ir_version, producer_name="monograph")
     Sequential(RemoveUnusedNodesPass(), RemoveUnusedOpsetsPass())(fused_model)
+    taps = _taps(outputs, tape) if plan.batches else []
     sharing = share_subgraphs(fused_model) if plan.share else None
+    if plan.batches:
+        batch_members(fused_model, taps, [member.name for member in plan.running])
     keep_caches(fused_model.graph)
     record_members(fused_model, [member.name for member in plan.running])
     return fused_model, sharing
@@ -113,6 +119,12 @@ def _emit_output(tape: Tape, fused: ir.Value, plan: FusionPlan) -> ir.Value:
     spec = plan.contract.output
     fused.name, fused.type, fused.shape = spec.name, ir.TensorType(ir_dtype(spec.dtype)), ir.Shape(spec.shape)
     return fused
+
+
+def _taps(outputs: Sequence[ir.Value], tape: Tape) -> list[Tap]:
+    """Return where the fusion's own nodes read each member's output."""
+    own = set(tape.nodes)
+    return [next((use.node, use.idx) for use in output.uses() if use.node in own) for output in outputs]
 
 
 def _name_new_nodes(tape: Tape) -> None:

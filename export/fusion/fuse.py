@@ -15,6 +15,7 @@ from monograph.export.fusion.align import MISSING, missing_value
 from monograph.export.fusion.build import build_graph
 from monograph.export.fusion.cost import Cost, cost_of
 from monograph.export.fusion.forms import FORMS
+from monograph.export.fusion.horizontal import Batching, batching_of
 from monograph.export.fusion.plan import FusionPlan, Member
 from monograph.export.parity import TOLERANCE, ParityProof
 from monograph.export.trace import write_proven
@@ -39,6 +40,8 @@ class Fused:
     proof: ParityProof
     node_count: int
     cost: Cost
+    batching: Batching | None = None
+    """What runs as one batch; None where members run apart."""
 
 
 def fuse(
@@ -72,7 +75,7 @@ def fuse(
         metadata={FUSION_KEY: plan.to_json()},
         apart=members.too_large,
     )
-    return Fused(read_onnx(path), plan, proof, node_count, cost)
+    return Fused(read_onnx(path), plan, proof, node_count, cost, batching_of(graph))
 
 
 class MembersApart:

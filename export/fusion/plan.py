@@ -22,6 +22,7 @@ from monograph.export.fusion.align import (
 )
 from monograph.export.fusion.class_weights import check_class_weights
 from monograph.export.fusion.forms import FORMS, Form, Mixing
+from monograph.export.fusion.horizontal.choice import HorizontalChoice
 from monograph.export.fusion.weights import WeightFit, check_weights
 from monograph.models.contract import Contract, Dim, Kind, TensorSpec
 from monograph.models.onnx_file import OnnxFile
@@ -71,11 +72,18 @@ class FusionPlan:
     """What was assumed or decided, each a sentence for the user."""
     share: bool = True
     """Run what several members compute alike once."""
+    horizontal: HorizontalChoice | None = None
+    """Whether members of one architecture run as one batch, and why; None where nobody asked."""
 
     @property
     def running(self) -> tuple[Member, ...]:
         """The members that the graph will hold: those of weight 0 are left out."""
         return tuple(member for member in self.members if member.weight > 0)
+
+    @property
+    def batches(self) -> bool:
+        """True where members of one architecture run as one batch."""
+        return self.horizontal is not None and self.horizontal.batched
 
     @property
     def mixing(self) -> Mixing:
@@ -101,6 +109,7 @@ class FusionPlan:
             changes += _class_weights_range(member)
             changes += [f"opset {member.opset} to {self.opset}"] if member.opset != self.opset else []
             lines.append(f"  {member.weight:.4f} x {member.name}" + (f"  ({', '.join(changes)})" if changes else ""))
+        lines += [f"  {self.horizontal.describe()}"] if self.horizontal else []
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
     def to_json(self) -> str:
@@ -119,8 +128,10 @@ class FusionPlan:
         # The combiner's weights stand in the graph, those by class above.
         fit = asdict(replace(self.fit, stacking=None, class_weights=None)) if self.fit else None
         stacking = self.mixing.stacking
-        digest = {"stacking_sha256": stacking.sha256()} if stacking else {}
-        return json.dumps({"form": self.form, "members": members, "fit": fit} | digest)
+        record = {"form": self.form, "members": members, "fit": fit}
+        record |= {"stacking_sha256": stacking.sha256()} if stacking else {}
+        record |= {"horizontal": asdict(self.horizontal)} if self.horizontal else {}
+        return json.dumps(record)
 
 
 def plan_fusion(
@@ -134,6 +145,7 @@ def plan_fusion(
     fit: WeightFit | None = None,
     share: bool = True,
     class_weights: Sequence[Sequence[float]] | None = None,
+    horizontal: HorizontalChoice | None = None,
 ) -> FusionPlan:
     """Decide how to fuse ``files``: shared inputs, class order, form, weights.
 
@@ -146,6 +158,8 @@ def plan_fusion(
     """
     if len(files) < 2:
         raise FusionError(f"{len(files)} member: a fusion needs two or more")
+    if horizontal is not None and horizontal.batched and not share:
+        raise FusionError("horizontal fusion builds on what sharing finds: leave sharing on, or horizontal fusion off")
     names = member_names([file.path for file in files]) if names is None else _checked_names(names, len(files))
     contracts = [file.contract for file in files]
     if combine is None and class_weights is not None:
@@ -197,6 +211,7 @@ def plan_fusion(
         notes=_notes(contracts, members, shared, weights, fit)
         + tuple(f"{name} gives float16: the proof allows for its rounding, {_FLOAT16_ROUNDING:.2g} of scale" for name in halves),
         share=share,
+        horizontal=horizontal,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -95,6 +97,14 @@ def fuse(
     share: Annotated[
         bool, typer.Option("--share/--no-share", help="Run equal parts of members once, store equal weights once.")
     ] = True,
+    horizontal: Annotated[
+        str,
+        typer.Option(
+            help="Members of one architecture as one batch of grouped Conv and batched MatMul: `on`, `off`, or `auto`, where a "
+            "measurement on the target, which takes half a minute or more, says that it pays."
+        ),
+    ] = "off",
+    on: Annotated[str | None, typer.Option(help="The target on which --horizontal auto measures: cpu by default.")] = None,
     data: Annotated[
         str | None,
         typer.Option(help=f"Rows for the proof (and the BatchNorm of --soup); those of --fit or random ones by default. {DATA}."),
@@ -137,6 +147,8 @@ def fuse(
         _refuse_with_cascade(
             weights=weights, class_weights=class_weights, combine=combine, temperatures=temperatures, calibrate=calibrate
         )
+        if horizontal != "off":
+            raise ConfigError("--horizontal does not go with --cascade, in which members run in turn: leave it out")
         stages = CascadeChoices(
             gate=gate,
             thresholds=numbers(threshold, "thresholds"),
@@ -159,6 +171,8 @@ def fuse(
         temperatures=numbers(temperatures, "temperatures"),
         share=share,
         class_weights=class_weights,
+        horizontal=horizontal,
+        on=on,
     )
     progress = Progress()
     if output is None or dry_run:
@@ -166,7 +180,7 @@ def fuse(
         print_json({"plan": plan, "cost": cost}) if as_json else say(f"{plan.describe()}\n{cost.describe()}")
         return
     with progress.stage(f"fuse {len(models)} models"):
-        fused = fuse_models(models, output, data=proof_rows, tolerance=tolerance, **choices)
+        fused = fuse_models(models, output, data=proof_rows, tolerance=tolerance, on_progress=_timing(progress), **choices)
     if as_json:
         print_json(
             {
@@ -175,13 +189,24 @@ def fuse(
                 "proof": fused.proof,
                 "node_count": fused.node_count,
                 "cost": fused.cost,
+                "batching": fused.batching,
             }
         )
         return
     for note in fused.plan.notes:
         progress.note(note)
     shares = ", ".join(f"{member.weight:.4g} x {member.name}" for member in fused.plan.members)
-    say(f"{fused.file.path}  {shares}\n{fused.cost.describe()}\n{fused.proof.describe()}")
+    choice = [fused.plan.horizontal.describe()] if fused.plan.horizontal else []
+    choice += [f"  {fused.batching.describe()}"] if fused.batching else []
+    say("\n".join([f"{fused.file.path}  {shares}", *choice, fused.cost.describe(), fused.proof.describe()]))
+
+
+def _timing(progress: Progress) -> Callable[[str], None]:
+    """Return what moves the bar while the graphs of --horizontal auto are timed."""
+    from monograph.pipelines.horizontal import PROCESSES
+
+    done = count()
+    return lambda name: progress.update(next(done), PROCESSES, f"timing {name}")
 
 
 def _cascade(

@@ -24,7 +24,7 @@ def merge_equal_nodes(graph: ir.Graph, outer: ChainMap[Key, ir.Node] | None = No
     """Merge equal nodes of ``graph``, which must be sorted, and of its subgraphs; outputs of a graph keep their node."""
     seen: ChainMap[Key, ir.Node] = ChainMap() if outer is None else outer.new_child()
     for node in list(graph):
-        subgraphs = _subgraphs(node)
+        subgraphs = subgraphs_of(node)
         for subgraph in subgraphs:
             merge_equal_nodes(subgraph, seen)
         key = node_key(node)
@@ -35,7 +35,8 @@ def merge_equal_nodes(graph: ir.Graph, outer: ChainMap[Key, ir.Node] | None = No
             _replace(node, kept)
 
 
-def _subgraphs(node: ir.Node) -> list[ir.Graph]:
+def subgraphs_of(node: ir.Node) -> list[ir.Graph]:
+    """Return the branches of an If, or the body of a Loop or Scan."""
     graphs: list[ir.Graph] = []
     for attribute in node.attributes.values():
         if attribute.type is ir.AttributeType.GRAPH:

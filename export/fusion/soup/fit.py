@@ -186,4 +186,4 @@ def _gain(soup: Array, members: Array, names: Sequence[str], seed: int) -> Gain:
     rng = np.random.default_rng(seed)
     drawn = np.array([gains[rng.integers(0, len(gains), len(gains))].mean() for _ in range(_RESAMPLES)])
     low, high = np.quantile(drawn, (0.025, 0.975))
-    return Gain(float(gains.mean()), float(low), float(high), float(np.mean(drawn <= 0)), names[best], ("soup",))
+    return Gain(float(gains.mean()), float(low), float(high), float(np.mean(drawn <= 0)), names[best], "points", ("soup",))

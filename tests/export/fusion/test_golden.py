@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from monograph.export.fusion import Fused
+from monograph.export.fusion.horizontal.choice import ASKED
 from monograph.models.contract import Contract, Kind, TensorSpec
 from monograph.models.onnx_file import OnnxFile
 
@@ -123,7 +124,24 @@ def test_probabilities_of_two_text_models(write_model: WriteModel, fuse_files: F
     assert_golden(fuse_files(files, share=False), "probs.txt")
 
 
-@pytest.mark.parametrize("name", ["logits.txt", "probs.txt"])
+def test_a_batch_of_two_picture_models(write_model: WriteModel, fuse_files: FuseFiles):
+    text = """<ir_version: 8, opset_import: ["": 20]>
+        conv (float[batch, 1, 6, 6] pixels) => (float[batch, 3] logits) {
+            h = Conv<pads = [1, 1, 1, 1]>(pixels, w, b)
+            r = Relu(h)
+            d = Conv<group = 2>(r, v)
+            p = GlobalAveragePool(d)
+            f = Flatten(p)
+            logits = Gemm<transB = 1>(f, head, bias)
+        }"""
+    files = []
+    for name, sign in (("plus", 1), ("minus", -1)):
+        arrays = weights(w=(4, 1, 3, 3), b=(4,), v=(4, 2, 1, 1), head=(3, 4), bias=(3,))
+        files.append(write_model(name, text, {key: sign * array for key, array in arrays.items()}))
+    assert_golden(fuse_files(files, weights=(0.25, 0.75), horizontal=ASKED), "horizontal.txt")
+
+
+@pytest.mark.parametrize("name", ["logits.txt", "probs.txt", "horizontal.txt"])
 def test_every_golden_graph_ends_in_the_sum(name: str):
     """Guards against golden files written anew without a look."""
     last = (GOLDEN / name).read_text().splitlines()[-1]
