@@ -6,12 +6,12 @@ PYTHON  ?= python3
 PIP     := $(VENV)/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt
 WITHENV := PATH="$(abspath $(VENV))/bin:$$PATH"
 
-.PHONY: demo test quick lint bench browser clean
+.PHONY: demo test quick lint bench system clean
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/monograph run pipelines/quickstart.yaml
 
-test: lint browser
+test: lint system
 	$(VENV)/bin/python -m pytest
 
 quick: $(VENV)/.dev
@@ -20,7 +20,7 @@ quick: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(WITHENV) pre-commit run --all-files --show-diff-on-failure
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.dev system
 	$(VENV)/bin/python benchmarks/fusion_speed.py
 	$(VENV)/bin/python benchmarks/cascade_speed.py
 	$(VENV)/bin/python benchmarks/shared_trunk.py
@@ -37,11 +37,15 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) -e ".[dev]"
 	touch $@
 
-# Chromium opens the report in the tests marked `browser`, which say so and are skipped where it is missing.
-browser:
-	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-	  && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } \
-	  || echo "chromium is not installed: tests marked browser will be skipped"
+# What Debian's packages bring: Chromium, in which tests marked `browser` open the report, and the pictures of Fashion-MNIST.
+# Tests that need one of them say so and are skipped where it is missing.
+system:
+	@$(call debian,chromium,command -v chromium)
+	@$(call debian,dataset-fashion-mnist,test -d /usr/share/datasets/fashion-mnist)
+
+debian = $(2) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
+	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(1) >/dev/null; } \
+	  || echo "$(1) is not installed: tests that need it will be skipped"
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

@@ -9,24 +9,42 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from monograph.pipelines.cascade import cascade_models, plan_cascade_models
     from monograph.pipelines.export import export_model
     from monograph.pipelines.fuse import fuse_models, plan_models
     from monograph.pipelines.measure import measure_models
     from monograph.pipelines.run import run_pipeline
+    from monograph.pipelines.soup import plan_soup_models, soup_models
     from monograph.pipelines.verify import verify_model
 
 __version__ = "0.1.0"
 
 _VERBS = {
+    "cascade_models": "monograph.pipelines.cascade",
+    "plan_cascade_models": "monograph.pipelines.cascade",
     "export_model": "monograph.pipelines.export",
     "fuse_models": "monograph.pipelines.fuse",
     "plan_models": "monograph.pipelines.fuse",
     "measure_models": "monograph.pipelines.measure",
     "run_pipeline": "monograph.pipelines.run",
+    "plan_soup_models": "monograph.pipelines.soup",
+    "soup_models": "monograph.pipelines.soup",
     "verify_model": "monograph.pipelines.verify",
 }
 
-__all__ = ["__version__", "export_model", "fuse_models", "measure_models", "plan_models", "run_pipeline", "verify_model"]
+__all__ = [
+    "__version__",
+    "cascade_models",
+    "export_model",
+    "fuse_models",
+    "measure_models",
+    "plan_cascade_models",
+    "plan_models",
+    "plan_soup_models",
+    "run_pipeline",
+    "soup_models",
+    "verify_model",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from monograph.export.fusion import Cost, Fused, FusionPlan, estimate_cost, fit_
 from monograph.export.fusion.align import align_classes, class_leader
 from monograph.export.fusion.class_weights import read_class_weights
 from monograph.export.fusion.fit import AUTO
-from monograph.export.fusion.plan import member_names
+from monograph.export.fusion.naming import member_names
 from monograph.export.parity import TOLERANCE
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile, read_onnx

@@ -17,11 +17,12 @@ import numpy.typing as npt
 
 from monograph.errors import DataError, FusionError
 from monograph.export.fusion.align import align_classes, class_leader
+from monograph.export.fusion.choose import choose_form
 from monograph.export.fusion.fit_forms import Validation, fit_form
 from monograph.export.fusion.forms import Form
 from monograph.export.fusion.fuse import in_fused_order
 from monograph.export.fusion.gain import FEWEST_ROWS, bootstrap_gain, held_out_score, mix_held_out
-from monograph.export.fusion.plan import choose_form, member_names
+from monograph.export.fusion.naming import member_names
 from monograph.export.fusion.weights import WeightFit
 from monograph.models.contract import Contract, Kind
 from monograph.models.data.rows import Rows

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,18 +18,17 @@ from monograph.export.fusion.align import (
     share_inputs,
     unify_output_shape,
 )
+from monograph.export.fusion.choose import choose_form
 from monograph.export.fusion.class_weights import check_class_weights
 from monograph.export.fusion.forms import FORMS, Form, Mixing
 from monograph.export.fusion.horizontal.choice import HorizontalChoice
+from monograph.export.fusion.naming import checked_names, member_names
 from monograph.export.fusion.weights import WeightFit, check_weights
 from monograph.models.contract import Contract, Dim, Kind, TensorSpec
 from monograph.models.onnx_file import OnnxFile
 
 _OLDEST_OPSET = 13
 """Softmax over one axis and Sum with broadcasting as they are today."""
-_LONGEST_NAME = 40
-_RESERVED_NAME = "fusion"
-"""What joins the members is named so."""
 _FLOAT16_ROUNDING = 2.0**-10
 """As a share of the scale. Where it has no float16 kernels, ONNX Runtime computes in float32 and rounds only at the end."""
 
@@ -160,7 +157,7 @@ def plan_fusion(
         raise FusionError(f"{len(files)} member: a fusion needs two or more")
     if horizontal is not None and horizontal.batched and not share:
         raise FusionError("horizontal fusion builds on what sharing finds: leave sharing on, or horizontal fusion off")
-    names = member_names([file.path for file in files]) if names is None else _checked_names(names, len(files))
+    names = member_names([file.path for file in files]) if names is None else checked_names(names, len(files))
     contracts = [file.contract for file in files]
     if combine is None and class_weights is not None:
         combine = "class-weights"
@@ -213,49 +210,6 @@ def plan_fusion(
         share=share,
         horizontal=horizontal,
     )
-
-
-def choose_form(contracts: Sequence[Contract], names: Sequence[str], combine: str | None) -> Form:
-    """Return the form called ``combine``, or the one that fits the members' kinds.
-
-    Raises:
-        FusionError: there is no such form, or a member's output is of a kind that it cannot take.
-    """
-    kinds = {contract.kind for contract in contracts}
-    subset = _some_lack_classes(contracts)
-    if combine is None:
-        classify = kinds <= {Kind.LOGITS, Kind.PROBABILITIES}
-        combine = "logits" if kinds == {Kind.LOGITS} and not subset else "probs" if classify else "mean"
-    if combine not in FORMS:
-        raise FusionError(f"unknown form {combine!r}: choose --combine from {', '.join(FORMS)}")
-    form = FORMS[combine]
-    for contract, name in zip(contracts, names, strict=True):
-        if contract.kind not in form.kinds:
-            fitting = [other.name for other in FORMS.values() if kinds <= set(other.kinds)] if _go_together(kinds) else []
-            remedy = f"use --combine {_either(fitting)}" if fitting else "members must give outputs of one kind"
-            raise FusionError(f"{name} gives {contract.kind.value}, which --combine {combine} cannot take: {remedy}")
-    if subset and not form.takes_subsets:
-        able = _either([other.name for other in FORMS.values() if other.takes_subsets])
-        raise FusionError(
-            f"some members lack classes that others have, which --combine {form.name} cannot take: use --combine {able}"
-        )
-    if not _go_together(kinds):
-        raise FusionError(f"members give {', '.join(sorted(kinds))}: outputs of different kinds have no common mean")
-    return form
-
-
-def _go_together(kinds: AbstractSet[Kind]) -> bool:
-    """Logits and probabilities can be told from each other and brought to one space; other outputs must be of one kind."""
-    return len(kinds) == 1 or all(kind.has_classes for kind in kinds)
-
-
-def _either(names: Sequence[str]) -> str:
-    return " or ".join([part for part in (", ".join(names[:-1]), names[-1]) if part])
-
-
-def _some_lack_classes(contracts: Sequence[Contract]) -> bool:
-    named = [frozenset(contract.class_names) for contract in contracts if contract.class_names]
-    return any(names < max(named, key=len) for names in named)
 
 
 def _check_form(
@@ -326,30 +280,6 @@ def _class_weights_range(member: Member) -> list[str]:
     if member.class_weights is None:
         return []
     return [f"by class {min(member.class_weights):.4g} to {max(member.class_weights):.4g}"]
-
-
-def member_names(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Return short, distinct names made of the files' names."""
-    names: list[str] = []
-    for path in paths:
-        stem = re.sub(r"[^0-9A-Za-z_.-]+", "_", path.stem)[:_LONGEST_NAME] or "member"
-        name, number = stem, 2
-        while name in (*names, _RESERVED_NAME):
-            name, number = f"{stem}-{number}", number + 1
-        names.append(name)
-    return tuple(names)
-
-
-def _checked_names(names: Sequence[str], member_count: int) -> tuple[str, ...]:
-    if len(names) != member_count:
-        raise FusionError(f"{len(names)} names ({', '.join(names)}) for {member_count} members: give one name a member")
-    for name in names:
-        if not name or "/" in name or "," in name or name == _RESERVED_NAME or list(names).count(name) > 1:
-            raise FusionError(
-                f"a member cannot be called {name!r} among {', '.join(map(repr, names))}: "
-                f"give each a name of its own without '/' or ',', other than {_RESERVED_NAME!r}"
-            )
-    return tuple(names)
 
 
 def _gives_float16(file: OnnxFile) -> bool:

@@ -19,7 +19,7 @@ from scipy.special import log_softmax
 from monograph.errors import DataError, FusionError
 from monograph.export.fusion.align import MISSING, align_classes
 from monograph.export.fusion.cascade.gates import GATES, Gate, calibrated
-from monograph.export.fusion.plan import member_names
+from monograph.export.fusion.naming import member_names
 from monograph.models.contract import Contract, Kind
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile

@@ -7,8 +7,9 @@ import pytest
 
 from monograph.errors import FusionError
 from monograph.export.fusion import FusionPlan, plan_fusion
+from monograph.export.fusion.choose import choose_form
 from monograph.export.fusion.forms import FORMS
-from monograph.export.fusion.plan import choose_form, member_names
+from monograph.export.fusion.naming import member_names
 from monograph.export.fusion.weights import WeightFit
 from monograph.models.contract import Contract, Kind, TensorSpec
 from monograph.models.onnx_file import OnnxFile

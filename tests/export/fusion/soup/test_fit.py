@@ -75,7 +75,7 @@ def test_the_gain_is_told_on_rows_that_the_choice_has_not_seen(
     gain = fit.gain
     assert gain is not None
     assert gain.best_member == ("left", "right")[int(np.argmax(fit.member_accuracy))]
-    assert gain.low <= gain.points <= gain.high
+    assert gain.low <= gain.amount <= gain.high
     assert "held out, " in fit.describe()
     assert "likely to be luck" in fit.describe()
     assert fitted(members("left", "right"), digits["validation"].take(slice(0, 19))).gain is None
