@@ -29,82 +29,121 @@ if TYPE_CHECKING:
     from monograph.pipelines.data import DataSpec
     from monograph.pipelines.soup import SoupChoices
 
+_MIX = "How members are mixed"
+_CASCADE = "Cascade: the large member for hard rows only"
+_SOUP = "Soup: one network of mean weights"
+_GRAPH = "The graph"
 _FORMS = "`logits`, `probs`, `class-weights`, `geometric`, `vote`, `mean`, `concat`, `stack`"
 
 
 def fuse(
     models: Annotated[list[str], typer.Argument(help=f"Two or more members: {SOURCE}.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The .onnx file to write.")] = None,
-    weights: Annotated[str | None, typer.Option(help="One weight a member, summing to 1: 0.3,0.7. Equal by default.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="One weight a member, summing to 1: 0.3,0.7. Equal by default.", rich_help_panel=_MIX)
+    ] = None,
     class_weights: Annotated[
         Path | None,
-        typer.Option(help="CSV of weights by class: class names in the header, then a line a member, its name first."),
+        typer.Option(
+            help="CSV of weights by class: class names in the header, then a line a member, its name first.", rich_help_panel=_MIX
+        ),
     ] = None,
     normalize: Annotated[
-        bool, typer.Option("--normalize", help="Scale --weights, or each class's, to sum to 1, whatever their sum.")
+        bool,
+        typer.Option(
+            "--normalize", help="Scale --weights, or each class's, to sum to 1, whatever their sum.", rich_help_panel=_MIX
+        ),
     ] = False,
     fit: Annotated[
-        str | None, typer.Option(help=f"Validation rows, labelled or with targets, to choose the weights on. {DATA}.")
+        str | None,
+        typer.Option(help=f"Validation rows, labelled or with targets, to choose the weights on. {DATA}.", rich_help_panel=_MIX),
     ] = None,
     combine: Annotated[
         str | None,
-        typer.Option(help=f"{_FORMS}; `auto` chooses one on the rows of --fit. By default what fits the members."),
+        typer.Option(
+            help=f"{_FORMS}; `auto` chooses one on the rows of --fit. By default what fits the members.", rich_help_panel=_MIX
+        ),
     ] = None,
     search: Annotated[
         str,
         typer.Option(
-            help="How --fit chooses weights: `nll`, at the minimum of the loss (squared error without classes), or `greedy`."
+            help="How --fit chooses weights: `nll`, at the minimum of the loss (squared error without classes), or `greedy`.",
+            rich_help_panel=_MIX,
         ),
     ] = "nll",
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Fit a temperature for each member on the rows of --fit, before any mixing.")
+        bool,
+        typer.Option(
+            "--calibrate", help="Fit a temperature for each member on the rows of --fit, before any mixing.", rich_help_panel=_MIX
+        ),
     ] = False,
     temperatures: Annotated[
-        str | None, typer.Option(help="One temperature a member, by which its logits are divided: 1.2,0.9.")
+        str | None, typer.Option(help="One temperature a member, by which its logits are divided: 1.2,0.9.", rich_help_panel=_MIX)
     ] = None,
     cascade: Annotated[
         bool,
-        typer.Option("--cascade", help="Members in turn, smallest first, each only for rows of which the last was unsure."),
+        typer.Option(
+            "--cascade",
+            help="Members in turn, smallest first, each only for rows of which the last was unsure.",
+            rich_help_panel=_CASCADE,
+        ),
     ] = False,
     threshold: Annotated[
         str | None,
-        typer.Option(help="For --cascade: rows of which a member is less sure go on; one number a member but the last."),
+        typer.Option(
+            help="Rows of which a member is less sure go on; one number a member but the last.", rich_help_panel=_CASCADE
+        ),
     ] = None,
-    gate: Annotated[str | None, typer.Option(help="For --cascade: `max-probability` (default), `margin` or `entropy`.")] = None,
+    gate: Annotated[
+        str | None, typer.Option(help="`max-probability` (default), `margin` or `entropy`.", rich_help_panel=_CASCADE)
+    ] = None,
     max_drop: Annotated[
-        float, typer.Option(help="For --cascade with --fit: points of accuracy that may be lost against the last member alone.")
+        float,
+        typer.Option(
+            help="With --fit: points of accuracy that may be lost against the last member alone.", rich_help_panel=_CASCADE
+        ),
     ] = 0.5,
     confidence: Annotated[
         float,
         typer.Option(
-            help="For --cascade with --fit: with which new rows lose no more than --max-drop; "
-            "0 takes the loss seen on the rows of --fit at its word."
+            help="With --fit: with which new rows lose no more than --max-drop; "
+            "0 takes the loss seen on the rows of --fit at its word.",
+            rich_help_panel=_CASCADE,
         ),
     ] = 0.95,
     soup: Annotated[
         bool,
         typer.Option(
-            "--soup", help="One network of the members' mean weights; with --fit, of those members that help, chosen greedily."
+            "--soup",
+            help="One network of the members' mean weights; with --fit, of those members that help, chosen greedily.",
+            rich_help_panel=_SOUP,
         ),
     ] = False,
     max_barrier: Annotated[
         float | None,
         typer.Option(
-            help="For --soup: points of accuracy that may be lost on the line between two members before they are taken not to "
-            "share an initialisation; 2 by default, 100 allows any."
+            help="Points of accuracy that may be lost on the line between two members before they are taken not to "
+            "share an initialisation; 2 by default, 100 allows any.",
+            rich_help_panel=_SOUP,
         ),
     ] = None,
     share: Annotated[
-        bool, typer.Option("--share/--no-share", help="Run equal parts of members once, store equal weights once.")
+        bool,
+        typer.Option(
+            "--share/--no-share", help="Run equal parts of members once, store equal weights once.", rich_help_panel=_GRAPH
+        ),
     ] = True,
     horizontal: Annotated[
         str,
         typer.Option(
             help="Members of one architecture as one batch of grouped Conv and batched MatMul: `on`, `off`, or `auto`, where a "
-            "measurement on the target, which takes half a minute or more, says that it pays."
+            "measurement on the target, which takes half a minute or more, says that it pays.",
+            rich_help_panel=_GRAPH,
         ),
     ] = "off",
-    on: Annotated[str | None, typer.Option(help="The target on which --horizontal auto measures: cpu by default.")] = None,
+    on: Annotated[
+        str | None, typer.Option(help="The target on which --horizontal auto measures: cpu by default.", rich_help_panel=_GRAPH)
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(help=f"Rows for the proof (and the BatchNorm of --soup); those of --fit or random ones by default. {DATA}."),
