@@ -31,7 +31,15 @@ def test_the_python_example(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_commands(tmp_path: Path) -> None:
     commands = [line for block in _blocks("sh") for line in block.splitlines() if line.startswith("monograph ")]
-    assert [shlex.split(command)[1] for command in commands] == ["export", "export", "fuse", "measure", "targets", "fuse"]
+    assert [shlex.split(command)[1] for command in commands] == [
+        "export",
+        "export",
+        "fuse",
+        "verify",
+        "measure",
+        "targets",
+        "fuse",
+    ]
     for command in commands:
         done = subprocess.run(
             [sys.executable, "-m", *shlex.split(command)], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -80,7 +80,14 @@ def test_a_killed_run_goes_on_where_it_was(tiny_pipeline: Path, tmp_path: Path) 
 def test_an_interrupt_leaves_nothing_half_written(tiny_pipeline: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "monograph", "run", str(tiny_pipeline), "--out", str(tmp_path / "out")]
     steps = tmp_path / "out" / "steps"
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        # Where the tests run in the background of a shell they ignore interrupts, and so would the child.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
         while not list(steps.glob("data-*")) and process.poll() is None:
             time.sleep(0.05)
         os.kill(process.pid, signal.SIGINT)
