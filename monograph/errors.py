@@ -13,6 +13,7 @@
     │   └── MissingPackageError   an optional package that this needs and that is not installed
     ├── ExportError               PyTorch or ONNX could not express the model
     ├── ParityError               a proof failed: the new model does not compute what the old one did
+    ├── PlacementError            a target was asked for, and something else ran the model
     └── WorkerError               a process started to measure something died or failed
 """
 
@@ -63,6 +64,10 @@ class ExportError(MonographError):
 
 class ParityError(MonographError):
     """A proof failed: the new model does not compute what the old one did."""
+
+
+class PlacementError(MonographError):
+    """A target was asked for, and something else ran the model or a part of it that counts."""
 
 
 class WorkerError(MonographError):

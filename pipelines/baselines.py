@@ -15,6 +15,7 @@ import numpy.typing as npt
 from scipy.special import softmax
 
 from monograph.models.contract import Kind
+from monograph.runtime.results import Placed
 from monograph.runtime.session import Session, open_session
 
 Array = npt.NDArray[Any]
@@ -46,13 +47,9 @@ class SessionsAndNumpy:
         """Return the call on these inputs."""
         return lambda: self(inputs)
 
-    def placement(self) -> dict[str, list[str]]:
+    def placement(self) -> list[Placed]:
         """Return the nodes of all sessions."""
-        nodes: dict[str, list[str]] = {}
-        for session in self.sessions:
-            for provider, names in session.placement().items():
-                nodes.setdefault(provider, []).extend(names)
-        return nodes
+        return [placed for session in self.sessions for placed in session.placement()]
 
 
 def load_sessions(
@@ -105,9 +102,9 @@ class Eager:
         """Return the call on these inputs."""
         return lambda: self(inputs)
 
-    def placement(self) -> dict[str, list[str]]:
+    def placement(self) -> list[Placed]:
         """Return nothing: ONNX Runtime does not run this."""
-        return {}
+        return []
 
 
 def load_eager(

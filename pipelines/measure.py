@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from monograph.errors import ConfigError
@@ -10,8 +11,9 @@ from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.models.sources import Scheme, parse_source
 from monograph.pipelines.data import DataSpec, as_data_spec
 from monograph.runtime.measure import BATCH_SIZES, Settings, measure, onnx_contender
+from monograph.runtime.provider_options import check_options
 from monograph.runtime.results import Measurement
-from monograph.runtime.targets import find_target
+from monograph.runtime.targets import Target, find_target
 from monograph.runtime.timing import TimingRule
 
 
@@ -24,6 +26,8 @@ def measure_models(
     threads: int | None = None,
     spinning: bool = True,
     rule: TimingRule | None = None,
+    options: Mapping[str, str] | None = None,
+    allow_fallback: bool = False,
     on_progress: Callable[[str, str], None] = lambda model, target: None,
 ) -> list[Measurement]:
     """Measure each model on each target, each in a fresh process of its own.
@@ -36,21 +40,24 @@ def measure_models(
         threads: intra-op threads; all usable cores by default.
         spinning: let idle threads spin, ONNX Runtime's default.
         rule: how long to measure.
+        options: of the execution provider, for all targets asked for.
+        allow_fallback: measure even where nodes that a target cannot take run elsewhere.
         on_progress: told the model and the target before each measurement.
 
     Raises:
         InputError: a model, a target or the data cannot be used.
+        PlacementError: something else than the target ran a part of a model that counts.
         WorkerError: a measuring process died.
     """
     if not batch_sizes or min(batch_sizes) < 1:
         raise ConfigError(f"batch sizes {list(batch_sizes)}: give one or more sizes of at least 1")
     if threads is not None and threads < 1:
         raise ConfigError(f"{threads} threads: give at least 1")
-    targets = [find_target(name) for name in on]
+    targets = [_with_options(find_target(name), options or {}) for name in on]
     files = [_onnx(str(model)) for model in models]
     spec = as_data_spec(data)
     rows = [None if spec is None else spec.load(file.contract, file.tokenizer_json) for file in files]
-    settings = Settings(tuple(batch_sizes), threads, spinning, rule or TimingRule())
+    settings = Settings(tuple(batch_sizes), threads, spinning, rule or TimingRule(), allow_fallback)
     measurements = []
     for file, file_rows in zip(files, rows, strict=True):
         for target in targets:
@@ -58,6 +65,11 @@ def measure_models(
             contender = onnx_contender(file.path.stem, file.path, file.contract, file.sha256, file.size_bytes, target)
             measurements.append(measure(contender, target, file_rows, settings))
     return measurements
+
+
+def _with_options(target: Target, options: Mapping[str, str]) -> Target:
+    check_options(target.provider, options)
+    return replace(target, session=replace(target.session, options={**target.session.options, **options})) if options else target
 
 
 def _onnx(model: str) -> OnnxFile:

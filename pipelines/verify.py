@@ -102,7 +102,7 @@ def verify_model(
             f"{path} holds no golden batches to run again: write it again with this monograph, "
             "or compare it with the files that were fused by --members"
         )
-    session = open_session(path, providers=[target.provider], spinning=False)
+    session = open_session(path, spec=target.session, spinning=False)
     checks = () if golden is None else check_golden(golden, session, tolerance)
     allowed = tolerance if tolerance is not None else golden.tolerance if golden else None
     names, fresh = _against_members(file, session, members, data, allowed)

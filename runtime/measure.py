@@ -1,93 +1,81 @@
-"""Measure contenders: latency and accuracy, each in a fresh process of its own.
+"""Measure contenders: latency and accuracy, each in a fresh process of its own, and what may be claimed of them.
 
-What happens inside that process is :mod:`monograph.runtime.runner`.
+How a process is started and what it gives back is :mod:`monograph.runtime.job`.
 """
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from monograph.errors import ConfigError
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
 from monograph.runtime.environment import describe_environment, environment_warnings
+from monograph.runtime.job import BATCH_SIZES, Contender, Job, RawRun, Settings, run_in_process
 from monograph.runtime.latency import summarise_latency, summarise_throughput
-from monograph.runtime.process import call_in_fresh_process
-from monograph.runtime.results import Accuracy, Measurement
-from monograph.runtime.runner import OUTPUTS_FILE, ROWS_FILE
+from monograph.runtime.placement import check_placement
+from monograph.runtime.results import Accuracy, Evidence, Measurement
 from monograph.runtime.session import usable_cores
 from monograph.runtime.targets import Target
-from monograph.runtime.timing import RawTiming, TimingRule
+from monograph.runtime.timing import RawTiming
 
 Array = npt.NDArray[Any]
-BATCH_SIZES = (1, 8, 32)
-
-
-@dataclass(frozen=True)
-class Contender:
-    """What is measured: how a fresh process loads it, and what is known of it."""
-
-    name: str
-    loader: str
-    """``monograph.module:function``; called in the child with ``loader_arguments``, ``threads`` and ``spinning``."""
-    loader_arguments: Mapping[str, Any]
-    contract: Contract
-    sha256: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to measure; ``threads`` None means all usable cores."""
-
-    batch_sizes: tuple[int, ...] = BATCH_SIZES
-    threads: int | None = None
-    spinning: bool = True
-    rule: TimingRule = field(default_factory=TimingRule)
+__all__ = ["BATCH_SIZES", "Contender", "Settings", "measure", "onnx_contender", "raw_timings"]
 
 
 def onnx_contender(name: str, path: Path, contract: Contract, sha256: str, size_bytes: int, target: Target) -> Contender:
     """Return the contender that runs one ONNX file by ``target``'s provider."""
-    arguments = {"path": str(path.absolute()), "provider": target.provider}
-    return Contender(name, "monograph.runtime.runner:load_onnx", arguments, contract, sha256, size_bytes)
+    arguments = {"path": str(path.absolute()), "spec": asdict(target.session)}
+    return Contender(name, "monograph.runtime.runner:load_onnx", arguments, contract, sha256, size_bytes, path.absolute())
 
 
 def measure(contender: Contender, target: Target, rows: Rows | None, settings: Settings) -> Measurement:
-    """Measure in a fresh process; accuracy needs labelled ``rows`` and a classifier.
+    """Measure on ``target``; accuracy needs labelled ``rows`` and a classifier.
 
     Raises:
+        ConfigError: the target is not here.
+        PlacementError: something else ran the model, or a part of it that counts.
         MonographError: the contender cannot be loaded or run.
     """
+    here = target.probe()
+    if not here.is_here:
+        raise ConfigError(f"target {target.name} is not here: {here.describe()}")
     warnings = environment_warnings()
-    raw, outputs = _run_child(contender, rows, settings)
-    timings = [RawTiming.from_record(record) for record in raw["timings"]]
     threads = settings.threads or usable_cores()
     if threads > usable_cores():
         warnings.append(f"{threads} threads on {usable_cores()} usable cores: they wait for one another")
-    foreign = {provider: len(nodes) for provider, nodes in raw["placement"].items() if provider != target.provider}
-    if foreign:
-        warnings.append(f"nodes that did not run on {target.provider}: {foreign}")
+    run = target.run(Job(contender, rows, settings))
+    if run.placement:
+        warnings += check_placement(run.placement, target.provider, target.name, allow_fallback=settings.allow_fallback)
+    evidence = run.evidence or target.evidence
+    is_timed = bool(run.timings) and evidence in (Evidence.EXECUTED, Evidence.DEVICE)
     return Measurement(
         model=contender.name,
         sha256=contender.sha256,
         size_bytes=contender.size_bytes,
         target=target.name,
-        evidence=target.evidence,
+        evidence=evidence,
         environment=describe_environment(threads, settings.spinning),
-        accuracy=_score(outputs, rows, contender.contract),
-        latency=summarise_latency(timings[0]),
-        throughput=tuple(summarise_throughput(timing) for timing in timings),
-        placement={provider: tuple(nodes) for provider, nodes in raw["placement"].items()},
-        peak_memory_bytes=raw["peak_memory_bytes"],
+        accuracy=_score(run.outputs, rows, contender.contract),
+        latency=summarise_latency(run.timings[0]) if is_timed else None,
+        throughput=tuple(map(summarise_throughput, run.timings)) if is_timed else (),
+        placement=run.placement,
+        device=run.device or here.detail,
+        emulation_s=_median_s(run.timings) if not is_timed else None,
+        peak_memory_bytes=run.peak_memory_bytes,
         assumed=(*contender.contract.assumed, *(rows.assumed if rows is not None else ())),
-        warnings=tuple(warnings),
+        warnings=(*warnings, *run.warnings),
     )
+
+
+def _median_s(timings: Sequence[RawTiming]) -> float | None:
+    return float(np.median(timings[0].samples_ns)) / 1e9 if timings else None
 
 
 def _score(outputs: Array | None, rows: Rows | None, contract: Contract) -> Accuracy | None:
@@ -102,25 +90,5 @@ def _score(outputs: Array | None, rows: Rows | None, contract: Contract) -> Accu
 def raw_timings(contender: Contender, rows: Rows | None, settings: Settings) -> list[RawTiming]:
     """Time in a fresh process and return the raw nanoseconds per batch size; nothing is scored."""
     few_rows = None if rows is None else rows.take(slice(0, max(settings.batch_sizes)))
-    raw, _ = _run_child(contender, few_rows, settings)
-    return [RawTiming.from_record(record) for record in raw["timings"]]
-
-
-def _run_child(contender: Contender, rows: Rows | None, settings: Settings) -> tuple[dict[str, Any], Array | None]:
-    with tempfile.TemporaryDirectory(prefix="monograph-rows-") as name:
-        folder = Path(name)
-        if rows is not None:
-            rows.save(folder / ROWS_FILE)
-        raw = call_in_fresh_process(
-            "monograph.runtime.runner:time_and_run",
-            {
-                "loader": contender.loader,
-                "loader_arguments": dict(contender.loader_arguments),
-                "contract_json": contender.contract.to_json(),
-                "folder": str(folder),
-                "settings": asdict(settings) | {"threads": settings.threads or usable_cores()},
-            },
-        )
-        outputs_file = folder / OUTPUTS_FILE
-        outputs = np.load(outputs_file, allow_pickle=False) if outputs_file.exists() else None
-    return raw, outputs
+    run: RawRun = run_in_process(Job(contender, few_rows, settings))
+    return list(run.timings)

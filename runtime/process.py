@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,23 @@ from monograph.errors import MonographError, WorkerError
 _STDERR_LINES = 3
 
 
-def call_in_fresh_process(function: str, arguments: Mapping[str, Any], timeout_s: float = 3600.0) -> Any:
+@dataclass(frozen=True)
+class Launcher:
+    """How a fresh interpreter is started: in place of this one, one for another processor, for example."""
+
+    command: tuple[str, ...] = ()
+    """The interpreter with what stands before it; this one by default."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    python_path: tuple[str, ...] | None = None
+    """Where it finds modules; where this process does by default."""
+
+
+LOCAL = Launcher()
+
+
+def call_in_fresh_process(
+    function: str, arguments: Mapping[str, Any], timeout_s: float = 3600.0, launcher: Launcher = LOCAL
+) -> Any:
     """Call ``monograph.module:function`` with JSON arguments in a new interpreter; return its JSON result.
 
     This process sleeps meanwhile. An interrupt kills the child.
@@ -31,13 +48,13 @@ def call_in_fresh_process(function: str, arguments: Mapping[str, Any], timeout_s
         request = {"function": function, "arguments": dict(arguments), "result_path": str(result_path)}
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "monograph.runtime.worker"],
+                [*(launcher.command or (sys.executable,)), "-m", "monograph.runtime.worker"],
                 input=json.dumps(request),
                 capture_output=True,
                 text=True,
                 timeout=timeout_s,
                 check=False,
-                env=_environment(),
+                env=_environment(launcher),
             )
         except subprocess.TimeoutExpired as error:
             raise WorkerError(f"{function} took longer than {timeout_s:.0f} s and was stopped") from error
@@ -49,9 +66,10 @@ def call_in_fresh_process(function: str, arguments: Mapping[str, Any], timeout_s
     return answer["result"]
 
 
-def _environment() -> dict[str, str]:
+def _environment(launcher: Launcher) -> dict[str, str]:
     """Let the child find the same modules, those of the current folder included."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path)}
+    folders = launcher.python_path or tuple(path or str(Path.cwd()) for path in sys.path)
+    return os.environ | {"PYTHONPATH": os.pathsep.join(folders)} | dict(launcher.environment)
 
 
 def _cause(returncode: int, stderr: str) -> str:

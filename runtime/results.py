@@ -6,7 +6,7 @@ Plain frozen dataclasses, written and read as JSON. Units stand in the names.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -68,6 +68,18 @@ class Throughput:
 
 
 @dataclass(frozen=True)
+class Placed:
+    """What one execution provider ran of the optimised graph."""
+
+    provider: str
+    nodes: tuple[str, ...]
+    op_types: tuple[str, ...]
+    """One a node, in their order."""
+    partition_count: int
+    """Parts of the graph that it took as a whole; between them data crosses from provider to provider."""
+
+
+@dataclass(frozen=True)
 class Environment:
     """The machine and the versions that a figure belongs to."""
 
@@ -97,8 +109,12 @@ class Measurement:
     accuracy: Accuracy | None = None
     latency: Latency | None = None
     throughput: tuple[Throughput, ...] = ()
-    placement: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Execution provider to the names of the optimised graph's nodes that it ran; empty where no session ran."""
+    placement: tuple[Placed, ...] = ()
+    """What each execution provider ran; empty where no session ran."""
+    device: str | None = None
+    """What the target says of the device that ran it."""
+    emulation_s: float | None = None
+    """Median seconds of a call where the hardware is emulated: not a latency."""
     peak_memory_bytes: int | None = None
     """Peak resident memory of the whole measuring process."""
     assumed: tuple[str, ...] = ()
@@ -109,7 +125,7 @@ class Measurement:
     @property
     def nodes_per_provider(self) -> dict[str, int]:
         """How many nodes of the optimised graph each provider ran."""
-        return {provider: len(nodes) for provider, nodes in self.placement.items()}
+        return {placed.provider: len(placed.nodes) for placed in self.placement}
 
 
 def to_record(result: Any) -> dict[str, Any]:

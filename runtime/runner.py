@@ -19,7 +19,9 @@ import numpy.typing as npt
 
 from monograph.models.contract import Contract, random_inputs
 from monograph.models.data.rows import Rows
+from monograph.runtime.results import Placed
 from monograph.runtime.session import Session, open_session
+from monograph.runtime.session_spec import SessionSpec
 from monograph.runtime.timing import TimingRule, time_calls
 
 Array = npt.NDArray[Any]
@@ -37,13 +39,14 @@ class Runner(Protocol):
     def bind(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
         """Return the bare call on these inputs, with nothing around it that timing would count."""
 
-    def placement(self) -> dict[str, list[str]]:
+    def placement(self) -> list[Placed]:
         """Return what ran where; empty where ONNX Runtime did not run it."""
 
 
-def load_onnx(path: str, provider: str, threads: int, spinning: bool) -> Session:
+def load_onnx(path: str, spec: Mapping[str, Any], threads: int, spinning: bool) -> Session:
     """Child side: load an ONNX file, recording which provider takes each node."""
-    return open_session(Path(path), providers=[provider], threads=threads, spinning=spinning, record_placement=True)
+    session = SessionSpec.from_record(spec)
+    return open_session(Path(path), spec=session, threads=threads, spinning=spinning, record_placement=True)
 
 
 def time_and_run(
@@ -68,7 +71,7 @@ def time_and_run(
     if rows is not None:
         outputs = run_all_rows(runner, contract, rows)
         np.save(Path(folder) / OUTPUTS_FILE, outputs, allow_pickle=False)
-    return {"timings": timings, "placement": runner.placement(), "peak_memory_bytes": peak}
+    return {"timings": timings, "placement": [asdict(placed) for placed in runner.placement()], "peak_memory_bytes": peak}
 
 
 def run_all_rows(runner: Callable[[Mapping[str, Array]], Mapping[str, Array]], contract: Contract, rows: Rows) -> Array:

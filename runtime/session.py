@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from monograph.errors import ConfigError, MissingPackageError, SourceError, WorkerError
+from monograph.runtime.provider_options import check_options
+from monograph.runtime.results import Placed
+from monograph.runtime.session_spec import CPU_PROVIDER, SessionSpec
 
 # ONNX Runtime's builds for POSIX have sent telemetry since 1.29; nothing leaves this machine unasked.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -40,6 +46,7 @@ _RUN_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, ValueError)
 """The last one from its Python side, for a missing input."""
 
 _FATAL = 4
+_NVIDIA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 
 def usable_cores() -> int:
@@ -49,11 +56,18 @@ def usable_cores() -> int:
     return int(joblib.cpu_count())
 
 
+def available_providers() -> tuple[str, ...]:
+    """Return the execution providers of this build of ONNX Runtime, whether or not their libraries can be loaded."""
+    return tuple(ort.get_available_providers())
+
+
 class Session:
     """A model loaded into ONNX Runtime: call it with ``{input name: array}`` to get ``{output name: array}``."""
 
-    def __init__(self, path: Path, ort_session: Any) -> None:
+    def __init__(self, path: Path, ort_session: Any, *, device: str | None = None) -> None:
         self.path = path
+        self.device = device
+        """Where inputs and outputs stay between calls, for example ``cuda``; None for the processor."""
         self.ort_session = ort_session
         self.input_names: list[str] = [value.name for value in ort_session.get_inputs()]
         self.output_names: list[str] = [output.name for output in ort_session.get_outputs()]
@@ -81,28 +95,44 @@ class Session:
 
     def bind(self, inputs: Mapping[str, Array]) -> Callable[[], object]:
         """Return ONNX Runtime's own call on these inputs, with nothing around it, for timing."""
-        return partial(self.ort_session.run, self.output_names, dict(inputs))
+        if self.device is None:
+            return partial(self.ort_session.run, self.output_names, dict(inputs))
+        binding = self.ort_session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, self.device, 0))
+        for name in self.output_names:
+            binding.bind_output(name, self.device)
+        return partial(self.ort_session.run_with_iobinding, binding)
 
-    def placement(self) -> dict[str, list[str]]:
-        """Return, for each execution provider, the names of the optimised graph's nodes that it runs.
+    def placement(self) -> list[Placed]:
+        """Return what each execution provider runs of the optimised graph.
 
         Raises:
             WorkerError: ``open_session`` was not asked to record it.
         """
-        nodes: dict[str, list[str]] = {}
         try:
             subgraphs = self.ort_session.get_provider_graph_assignment_info()
         except ORT_ERRORS as error:
             raise WorkerError(f"where the nodes of {self.path.name} run was not recorded: {_first_line(error)}") from error
+        parts: dict[str, list[Any]] = {}
         for subgraph in subgraphs:
-            nodes.setdefault(subgraph.ep_name, []).extend(node.name or node.op_type for node in subgraph.get_nodes())
-        return nodes
+            parts.setdefault(subgraph.ep_name, []).append(subgraph.get_nodes())
+        return [
+            Placed(
+                provider,
+                tuple(node.name or node.op_type for nodes in taken for node in nodes),
+                tuple(node.op_type for nodes in taken for node in nodes),
+                # The processor's nodes come one a part, whatever lies between them.
+                1 if provider == CPU_PROVIDER else len(taken),
+            )
+            for provider, taken in parts.items()
+        ]
 
 
 def open_session(
     path: Path,
     *,
-    providers: list[str] | None = None,
+    spec: SessionSpec | None = None,
     threads: int | None = None,
     spinning: bool = True,
     record_placement: bool = False,
@@ -113,18 +143,15 @@ def open_session(
     ``mapped`` leaves large weights on disk, those inside the file too: they are mapped, and neither packed nor folded.
 
     Raises:
-        ConfigError: a provider is not in this build of ONNX Runtime, which would only warn and use the CPU.
+        ConfigError: a provider is not in this build of ONNX Runtime, which would only warn and use the CPU, or does not know
+            an option that it is given.
+        MissingPackageError: a plugin provider's package is not installed.
         SourceError: ONNX Runtime cannot load the model.
     """
-    providers = providers or ["CPUExecutionProvider"]
-    if missing := set(providers) - set(ort.get_available_providers()):
-        raise ConfigError(f"onnxruntime {ort.__version__} here has no {', '.join(sorted(missing))}: see `monograph targets`")
-    options = ort.SessionOptions()
-    options.log_severity_level = _FATAL  # what goes wrong is raised, with its text; ONNX Runtime would print it as well
-    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.intra_op_num_threads = threads or usable_cores()
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-    options.add_session_config_entry("session.record_ep_graph_assignment_info", str(int(record_placement)))
+    spec = spec or SessionSpec()
+    if spec.provider in _NVIDIA:
+        _preload_dlls()
+    options = _session_options(spec, threads, spinning, record_placement)
     model: str | bytes = str(path)
     if mapped:
         model = _without_weights(path)
@@ -133,10 +160,70 @@ def open_session(
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.absolute().parent))
     try:
-        session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
+        if spec.plugin is not None:
+            options.add_provider_for_devices(plugin_devices(spec), dict(spec.options))
+            session = ort.InferenceSession(model, options)
+        else:
+            providers = [(spec.provider, dict(spec.options))]
+            session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
     except _LOAD_ERRORS as error:
         raise SourceError(f"ONNX Runtime {ort.__version__} cannot load {path}: {_first_line(error)}") from error
-    return Session(path, session)
+    if spec.plugin is None and spec.provider not in session.get_providers():
+        raise SourceError(
+            f"ONNX Runtime {ort.__version__} left {spec.provider} out when it loaded {path}: a library that it needs is missing"
+        )
+    return Session(path, session, device="cuda" if spec.io_binding else None)
+
+
+def _session_options(spec: SessionSpec, threads: int | None, spinning: bool, record_placement: bool) -> Any:
+    if spec.plugin is None and spec.provider not in ort.get_available_providers():
+        raise ConfigError(f"onnxruntime {ort.__version__} here has no {spec.provider}: see `monograph targets`")
+    check_options(spec.provider, spec.options)
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL  # what goes wrong is raised, with its text; ONNX Runtime would print it as well
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = threads or usable_cores()
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", str(int(record_placement)))
+    for key, value in spec.config.items():
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def plugin_devices(spec: SessionSpec) -> list[Any]:
+    """Register the library of a plugin provider, once in a process, and return its devices.
+
+    Raises:
+        MissingPackageError: its package is not installed.
+        ConfigError: its library cannot be loaded, or finds no device.
+    """
+    assert spec.plugin is not None
+    try:
+        package = importlib.import_module(spec.plugin)
+    except ImportError as error:
+        name = spec.plugin.replace("_", "-")
+        raise MissingPackageError(f"the package {name} is not installed: pip install {name}") from error
+    if spec.provider not in _REGISTERED:
+        try:
+            ort.register_execution_provider_library(spec.provider, str(package.get_library_path()))
+        except ORT_ERRORS as error:
+            raise ConfigError(f"the library of {spec.provider} cannot be loaded: {_first_line(error)}") from error
+        _REGISTERED.add(spec.provider)
+    devices = [device for device in ort.get_ep_devices() if device.ep_name == spec.provider]
+    if not devices:
+        raise ConfigError(f"{spec.provider} finds no device here: see `monograph targets`")
+    return devices
+
+
+@cache
+def _preload_dlls() -> None:
+    """Load CUDA and cuDNN from their Python packages, where those are installed, before the first session asks for them."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        ort.preload_dlls()
+
+
+_REGISTERED: set[str] = set()
+"""Plugin providers whose libraries this process has loaded."""
 
 
 def _without_weights(path: Path) -> bytes:

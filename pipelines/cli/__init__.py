@@ -24,6 +24,7 @@ from monograph.pipelines.cli.options import (
     Tolerance,
     data_spec_of,
     escape_line,
+    escape_lines,
     json_or_text,
     key_value,
     print_json,
@@ -199,6 +200,13 @@ def measure(
     ] = True,
     min_runs: Annotated[int, typer.Option(min=40, help="Fewest timed runs; p99 needs 368.")] = 400,
     max_seconds: Annotated[float, typer.Option(help="Longest time a batch size, once 40 runs are done.")] = 20.0,
+    provider_option: Annotated[
+        list[str] | None,
+        typer.Option("--provider-option", metavar="KEY=VALUE", help="Option of the execution provider; a wrong name is refused."),
+    ] = None,
+    allow_fallback: Annotated[
+        bool, typer.Option("--allow-fallback", help="Measure even where nodes that a target cannot take run elsewhere.")
+    ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write, raw samples included.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -217,6 +225,8 @@ def measure(
             threads=threads,
             spinning=spinning,
             rule=TimingRule(min_runs=min_runs, max_s=max_seconds),
+            options=dict(map(key_value, provider_option or ())),
+            allow_fallback=allow_fallback,
             on_progress=lambda model, target: progress.update(0, len(models), f"{model} on {target}"),
         )
     if output is not None:
@@ -240,15 +250,20 @@ def targets(as_json: Json = False) -> None:
     from monograph.runtime.targets import TARGETS
 
     rows = [
-        {"name": target.name, "available": target.is_available(), "evidence": target.evidence, "detail": target.describe()}
+        {"name": target.name, "title": target.title, "available": here.is_here, "evidence": target.evidence}
+        | {"detail": here.detail, "remedy": here.remedy}
         for target in TARGETS.values()
+        if (here := target.probe())
     ]
     if as_json:
         print_json(rows)
         return
     from rich.table import Table
 
-    table = Table("target", "here", "evidence", "what it is, or what is missing", box=None, pad_edge=False)
+    table = Table("target", "here", "evidence", "what it is, or what is missing and how to get it", box=None, pad_edge=False)
     for row in rows:
-        table.add_row(str(row["name"]), "yes" if row["available"] else "no", str(row["evidence"]), str(row["detail"]))
+        told = f"{row['title']}: {row['detail']}" + (
+            f"\n[bold]{escape_lines(str(row['remedy']))}[/bold]" if row["remedy"] else ""
+        )
+        table.add_row(str(row["name"]), "yes" if row["available"] else "no", str(row["evidence"]), told)
     Console().print(table)

@@ -2,9 +2,10 @@
 
 from monograph.errors import ConfigError
 from monograph.runtime.targets.cpu import CPU
-from monograph.runtime.targets.target import Target
+from monograph.runtime.targets.cuda import CUDA, TENSORRT
+from monograph.runtime.targets.target import Availability, Target
 
-TARGETS: dict[str, Target] = {CPU.name: CPU}
+TARGETS: dict[str, Target] = {target.name: target for target in (CPU, CUDA, TENSORRT)}
 
 
 def find_target(name: str) -> Target:
@@ -18,4 +19,4 @@ def find_target(name: str) -> Target:
     return TARGETS[name]
 
 
-__all__ = ["TARGETS", "Target", "find_target"]
+__all__ = ["TARGETS", "Availability", "Target", "find_target"]

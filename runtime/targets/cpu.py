@@ -5,13 +5,14 @@ from __future__ import annotations
 from monograph.runtime.environment import describe_environment
 from monograph.runtime.results import Evidence
 from monograph.runtime.session import usable_cores
-from monograph.runtime.targets.target import Target
+from monograph.runtime.targets.target import Availability, Target
 
 
-def _describe() -> str:
+def _probe() -> Availability:
     environment = describe_environment(threads=usable_cores(), spinning=True)
     cores = f"{environment.usable_cores} of {environment.logical_cores} cores usable"
-    return f"{environment.processor} ({environment.machine}), {cores}, onnxruntime {environment.packages.get('onnxruntime', '?')}"
+    version = environment.packages.get("onnxruntime", "?")
+    return Availability(True, f"{environment.processor} ({environment.machine}), {cores}, onnxruntime {version}")
 
 
-CPU = Target("cpu", "CPUExecutionProvider", Evidence.EXECUTED, _describe, lambda: True)
+CPU = Target("cpu", "the processor of this machine", "CPUExecutionProvider", Evidence.EXECUTED, _probe)

@@ -1,22 +1,59 @@
-"""What a target says of itself."""
+"""What a target says of itself, and how it runs a model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from monograph.runtime.job import Job, RawRun, run_in_process
 from monograph.runtime.results import Evidence
+from monograph.runtime.session_spec import SessionSpec
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a target can be used here."""
+
+    is_here: bool
+    detail: str
+    """The device and its versions, or what is missing."""
+    remedy: str | None = None
+    """The command that would bring what is missing."""
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        return f"{self.detail}: {self.remedy}" if self.remedy else self.detail
 
 
 @dataclass(frozen=True)
 class Target:
-    """An execution provider on a device."""
+    """An execution provider on a device. A new one is one file and one entry in ``TARGETS``."""
 
     name: str
+    title: str
+    """What it is, for people."""
     provider: str
-    """ONNX Runtime's name of the execution provider."""
+    """ONNX Runtime's name of the execution provider that is to run the nodes."""
     evidence: Evidence
     """What a figure measured on it here is worth."""
-    describe: Callable[[], str]
-    """One line: the device, or what is missing and the command that brings it."""
-    is_available: Callable[[], bool]
+    probe: Callable[[], Availability]
+    """Look whether it is here; cheap, and without side effects on this process."""
+    session: SessionSpec = field(default_factory=SessionSpec)
+    """How a session is opened, where it runs in a session of ONNX Runtime's Python package."""
+    run: Callable[[Job], RawRun] = run_in_process
+    """Load, time, run all rows, and tell what ran where; raises MonographError."""
+    lowering: str | None = None
+    """What a model has to become first: a name in ``export.lowering.LOWERINGS``."""
+
+    def is_available(self) -> bool:
+        """Say whether it can be used here."""
+        return self.probe().is_here
+
+    def describe(self) -> str:
+        """Return one line: the device, or what is missing and the command that brings it."""
+        return self.probe().describe()
+
+    @property
+    def gives_latency(self) -> bool:
+        """True where the time of a call is the time that the hardware takes."""
+        return self.evidence in (Evidence.EXECUTED, Evidence.DEVICE)

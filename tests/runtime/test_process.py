@@ -196,6 +196,6 @@ def test_a_whole_measurement_imports_no_more_either(tmp_path: Path, classifier, 
         check=True,
     )
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines() if "import time:" in line}
-    assert json.loads((tmp_path / "result.json").read_text())["result"]["placement"] == {"CPUExecutionProvider": ["MatMul"]}
+    assert json.loads((tmp_path / "result.json").read_text())["result"]["placement"][0]["nodes"] == ["MatMul"]
     assert imported & HEAVY == set()
     assert {"numpy", "onnxruntime"} <= imported

@@ -7,7 +7,9 @@ import onnxruntime as ort
 import pytest
 
 from monograph.errors import ConfigError, SourceError, WorkerError
+from monograph.runtime.results import Placed
 from monograph.runtime.session import open_session, usable_cores
+from monograph.runtime.session_spec import SessionSpec
 
 ROWS = np.array([[1, 2, 3, 4], [0, -1, 0.5, 2]], np.float32)
 Classifier = Callable[..., Path]
@@ -47,8 +49,8 @@ def test_placement_names_the_nodes_that_each_provider_runs(tmp_path: Path):
         "g (float[2] x) => (float[2] y) { [first] a = Cos(x) b = Tan(a) [last] y = Sin(b) }"
     )
     onnx.save(model, tmp_path / "three.onnx")
-    placement = open_session(tmp_path / "three.onnx", threads=1, record_placement=True).placement()
-    assert placement == {"CPUExecutionProvider": ["first", "Tan", "last"]}
+    (placed,) = open_session(tmp_path / "three.onnx", threads=1, record_placement=True).placement()
+    assert placed == Placed("CPUExecutionProvider", ("first", "Tan", "last"), ("Cos", "Tan", "Sin"), 1)
 
 
 def test_placement_that_was_not_recorded_is_an_error_of_ours(classifier: Classifier):
@@ -138,4 +140,4 @@ def test_a_provider_that_is_not_there_is_an_error(classifier: Classifier, provid
     if provider in ort.get_available_providers():
         pytest.skip(f"{provider} is there")
     with pytest.raises(ConfigError, match=f"has no {provider}: .*`monograph targets`"):
-        open_session(classifier(), providers=[provider], threads=1)
+        open_session(classifier(), spec=SessionSpec(provider), threads=1)

@@ -21,7 +21,7 @@ from monograph.pipelines.report import (
     Role,
     TrainingCurve,
 )
-from monograph.runtime.results import Accuracy, Environment, Evidence, Interval, Latency, Measurement, Throughput
+from monograph.runtime.results import Accuracy, Environment, Evidence, Interval, Latency, Measurement, Placed, Throughput
 
 ROWS = 1797
 
@@ -98,7 +98,7 @@ def measurement(name: str, median_ms: float, score: Accuracy | None, size_bytes:
             accuracy=score,
             latency=latency(median_ms, seed=seed),
             throughput=throughput(median_ms),
-            placement={"CPUExecutionProvider": tuple(f"node_{index}" for index in range(7 + seed % 11))},
+            placement=(_placed(7 + seed % 11),),
             peak_memory_bytes=61_000_000 + 9 * size_bytes,
         ),
         **changes,
@@ -189,6 +189,11 @@ models:
 fuse: {combine: logits, fit: validation}
 measure: {on: [cpu], runs: 1000}
 """
+
+
+def _placed(node_count: int) -> Placed:
+    names = tuple(f"node_{index}" for index in range(node_count))
+    return Placed("CPUExecutionProvider", names, ("Conv",) * node_count, 1)
 
 
 @pytest.fixture(scope="session")

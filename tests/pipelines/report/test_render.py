@@ -214,7 +214,7 @@ def test_each_target_has_its_own_figures(make_report: MakeReport) -> None:
 def test_an_almost_empty_report_is_still_a_page(make_report: MakeReport, make_measurement: MakeMeasurement) -> None:
     bare = make_measurement("model", 1.0, None, 4_000_000, latency=None, throughput=(), peak_memory_bytes=None)
     report = make_report(
-        contenders=(Contender("model", "member", replace(bare, placement={})),),
+        contenders=(Contender("model", "member", replace(bare, placement=())),),
         proofs=(), fusion=None, curves=(), ratios=(), commands=(), pipeline_yaml="", notes=(),
     )  # fmt: skip
     page = Page(render_html(report))

@@ -1,0 +1,51 @@
+"""Whether a target really ran what it was asked to run.
+
+A provider whose library cannot load, or which takes three nodes of a hundred, still gives right answers and a figure that
+looks like its own. What counts is where the operators ran that do the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from monograph.errors import PlacementError
+from monograph.runtime.results import Placed
+
+_WORK = ("Conv", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "Attention", "Einsum", "LayerNorm", "BatchNorm", "Pool", "Resize")
+"""Parts of the names of operators that do the work; ONNX Runtime's own fused ones carry them too."""
+_NAMED = 3
+
+
+def works(op_type: str) -> bool:
+    """Return True for an operator that does the work of a network: it multiplies, convolves, pools or normalises."""
+    return any(part in op_type for part in _WORK)
+
+
+def check_placement(placement: Sequence[Placed], provider: str, target: str, *, allow_fallback: bool) -> list[str]:
+    """Return warnings for what ran elsewhere than on ``provider``.
+
+    Small operators, such as those of shapes, may run on the processor by a provider's own choice: they are told, not refused.
+
+    Raises:
+        PlacementError: ``provider`` ran nothing, or an operator that does the work ran elsewhere, unless ``allow_fallback``.
+    """
+    own = sum(len(placed.nodes) for placed in placement if placed.provider == provider)
+    foreign = [placed for placed in placement if placed.provider != provider]
+    if not foreign:
+        return []
+    total = own + sum(len(placed.nodes) for placed in foreign)
+    elsewhere = ", ".join(f"{len(placed.nodes)} on {placed.provider}" for placed in foreign)
+    text = f"{own} of {total} nodes ran on {provider}, {elsewhere}"
+    working = [
+        f"{op_type} {node!r}"
+        for placed in foreign
+        for node, op_type in zip(placed.nodes, placed.op_types, strict=True)
+        if works(op_type)
+    ]
+    if allow_fallback or (own and not working):
+        return [text + (f" ({', '.join(working[:_NAMED])}{' …' if len(working) > _NAMED else ''})" if working else "")]
+    named = f", among them {', '.join(working[:_NAMED])}" if working else ""
+    raise PlacementError(
+        f"{target} did not run the model: {text}{named}; its figure would not be {target}'s. Pass --allow-fallback to measure "
+        "the mixture, or take a model that it can run"
+    )
