@@ -11,7 +11,8 @@ exporter's graph and in the fused one, and that kernel of its is the slower one 
 - ``one exporter``: as ``logits``, all four by one exporter;
 - ``unshared``: as ``logits`` with ``--no-share``, for contrast.
 
-The bar: at most 1.10 of one member's latency, of either exporter, and 1.05 of its size. The floor is 1 of each: the trunk is all but the heads.
+The bar: at most 1.10 of one member's latency, of either exporter, and 1.05 of its size. The floor is 1 of each: the trunk is
+all but the heads.
 """
 
 from __future__ import annotations
