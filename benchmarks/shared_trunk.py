@@ -2,14 +2,17 @@
 
 ``python benchmarks/shared_trunk.py [--blocks N] [-o FILE]`` fits four linear heads (negative, neutral, positive) on the
 frozen, pooled features of 500 tweets each, exports every network whole, two by one exporter and two by another, fuses them,
-and times the fused graph against one member at batch 1 and 64 tokens, in interleaved blocks of fresh processes:
+and times the fused graph against one member of each exporter at batch 1 and 64 tokens, in interleaved blocks of fresh
+processes. ONNX Runtime fuses residual additions with layer normalisation where it can infer shapes, as it can in one
+exporter's graph and in the fused one, and that kernel of its is the slower one on few cores.
 
 - ``logits``: a weighted mean of logits, in which the heads fold into one layer;
 - ``probs``: a mean of probabilities, in which each head runs;
 - ``one exporter``: as ``logits``, all four by one exporter;
 - ``unshared``: as ``logits`` with ``--no-share``, for contrast.
 
-The bar: at most 1.10 of one member's latency and 1.05 of its size. The floor is 1 of each: the trunk is all but the heads.
+The bar: at most 1.10 of one member's latency, of either exporter, and 1.05 of its size. The floor is 1 of each: the trunk is
+all but the heads.
 """
 
 from __future__ import annotations
@@ -69,12 +72,12 @@ def main() -> int:
             "one exporter": _fuse(files["dynamo"], folder / "one.onnx", parts["test"], combine="logits"),
             "unshared": _fuse(mixed, folder / "unshared.onnx", parts["test"], combine="logits", share=False),
         }
-        contenders = {"member": _contender("member", mixed[0])} | {
-            name: _contender(name, one.file) for name, one in fused.items()
-        }
+        members = {f"member by {route}": own[0] for route, own in files.items()}
+        contenders = {name: _contender(name, file) for name, file in members.items()}
+        contenders |= {name: _contender(name, one.file) for name, one in fused.items()}
         comparison = compare(list(contenders.values()), None, Settings(), blocks=options.blocks, on_progress=_show)
         record = _record(fused, mixed[0], comparison.p50_s, options.blocks) | {
-            "ratios": {name: asdict(comparison.ratio([name], ["member"])) for name in fused}
+            "ratios": {name: {member: asdict(comparison.ratio([name], [member])) for member in members} for name in fused}
         }
     record["met"] = _print_verdict(record)
     with write_atomically(options.output) as staged:
@@ -188,16 +191,16 @@ def _record(fused: dict[str, Fused], member: OnnxFile, p50_s: dict[str, tuple[fl
 
 def _print_verdict(record: dict[str, object]) -> bool:
     met = True
-    print(f"\r{' ' * 60}\rover one member:")
+    print(f"\r{' ' * 60}")
     for name, one in record["fused"].items():  # type: ignore[attr-defined]
-        ratio = record["ratios"][name]  # type: ignore[index]
-        good = ratio["estimate"] <= LATENCY_BAR and one["size_ratio"] <= SIZE_BAR
+        ratios = record["ratios"][name]  # type: ignore[index]
+        good = one["size_ratio"] <= SIZE_BAR and all(ratio["estimate"] <= LATENCY_BAR for ratio in ratios.values())
         verdict = "for contrast" if name == "unshared" else "met" if good else "MISSED"
         met &= good or name == "unshared"
-        print(
-            f"{name:<13} latency {ratio['estimate']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}] (bar {LATENCY_BAR}), "
-            f"size {one['size_ratio']:.3f} (bar {SIZE_BAR}): {verdict}"
+        latency = "; ".join(
+            f"{member} {ratio['estimate']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]" for member, ratio in ratios.items()
         )
+        print(f"{name:<13} latency over {latency} (bar {LATENCY_BAR}), size {one['size_ratio']:.3f} (bar {SIZE_BAR}): {verdict}")
     return met
 
 

@@ -30,6 +30,8 @@ _RESIDENT_BYTES = 1 << 25
 """So much of mapped files is kept in memory."""
 _LOOK_EVERY_S = 0.001
 _NICENESS = 10
+_THREADS = 1
+"""More would only bring pages in faster: a large model on a few rows is read rather than computed."""
 _MADV_DONTNEED = 4
 """Linux's number for it."""
 
@@ -80,7 +82,7 @@ def open_sessions(paths: Sequence[Path], size_bytes: int) -> list[Session | Apar
 def run_batches(path: str, folder: str, count: int) -> None:
     """Child side: run the batches ``inputs_0.npz`` to ``inputs_{count - 1}.npz`` of ``folder``; write the outputs beside."""
     with _mapped_pages_let_go(Path(path).parent):
-        session = open_session(Path(path), spinning=False, mapped=True)
+        session = open_session(Path(path), threads=_THREADS, spinning=False, mapped=True)
         for position in range(count):
             outputs = session(_load(Path(folder) / f"inputs_{position}.npz"))
             np.savez(Path(folder) / f"outputs_{position}.npz", allow_pickle=False, **outputs)
