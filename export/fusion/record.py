@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import onnx
 from onnx import numpy_helper
 
 from monograph.errors import FusionError, SourceError
@@ -17,6 +16,7 @@ from monograph.export.fusion.fuse import FUSION_KEY
 from monograph.export.fusion.plan import FusionPlan, check_temperatures, plan_fusion
 from monograph.export.fusion.weights import WeightFit
 from monograph.models.onnx_file import OnnxFile
+from monograph.models.onnx_lazy import load_proto
 
 _CASCADE = "cascade"
 
@@ -163,7 +163,7 @@ def _fit_with_combiner(record: FusionRecord, fused: OnnxFile) -> WeightFit:
 
 def _read_stacking(fused: OnnxFile) -> Stacking:
     """Return the weights of the Gemm that gives the output."""
-    proto = onnx.load(str(fused.path), format="protobuf", load_external_data=False)
+    proto = load_proto(fused.path)
     tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     output = fused.contract.output.name
     gemm = next((node for node in proto.graph.node if output in node.output and node.op_type == "Gemm"), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import onnx
+from monograph.models.onnx_lazy import load_proto
 
 
 def look_alike(paths: Sequence[Path]) -> bool:
@@ -18,6 +18,6 @@ def look_alike(paths: Sequence[Path]) -> bool:
 
 
 def _outline(path: Path) -> tuple[list[str], list[tuple[int, tuple[int, ...]]]]:
-    graph = onnx.load(str(path), load_external_data=False).graph
+    graph = load_proto(path).graph
     weights = sorted((tensor.data_type, tuple(tensor.dims)) for tensor in graph.initializer)
     return [node.op_type for node in graph.node], weights

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from monograph.errors import SourceError
+from monograph.models.onnx_lazy import load_proto
 
 MEMBERS_KEY = "monograph.members"
 _FUSION_KEY = "monograph.fusion"
@@ -93,7 +94,7 @@ def members_by_output(path: Path) -> dict[str, tuple[str, ...]]:
 
 def _read_members(path: Path) -> Iterator[tuple[onnx.NodeProto, tuple[str, ...]]]:
     try:
-        proto = onnx.load(str(path), format="protobuf", load_external_data=False)
+        proto = load_proto(path)
     except (DecodeError, OSError) as error:
         raise SourceError(f"{path} is missing or is not an ONNX file: give a file that `monograph fuse` wrote") from error
     form, names = _read_record(proto, path)

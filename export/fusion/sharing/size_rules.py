@@ -59,16 +59,18 @@ def _transpose(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | Non
 
 def _reshape(sizes: Sizes, node: ir.Node, axis: int, depth: int) -> Size | None:
     """A size that is written is taken, a copied 0 is the data's, and -1 stands for what is left of the data's sizes."""
-    parts = sizes.known_parts(operand(node, 1))
-    if parts is None or axis >= len(parts):
+    written = sizes.known_parts(operand(node, 1))
+    if written is None or axis >= len(written):
         return None
-    if parts[axis] == 0:
-        return None if "allowzero" in node.attributes else sizes.size(node.inputs[0], axis, depth)
-    if parts[axis] == -1 and 0 not in parts:
-        rank = sizes.rank(node.inputs[0], depth)
-        data = [sizes.size(node.inputs[0], own, depth) for own in range(rank or 0)]
-        return None if not data or None in data else _quotient([size for size in data if size is not None], parts)
-    return parts[axis]
+    rank = sizes.rank(node.inputs[0], depth)
+    data = [sizes.size(node.inputs[0], own, depth) for own in range(rank or 0)]
+    copies = not node.attributes.get_int("allowzero", 0)
+    parts = [data[at] if part == 0 and copies and at < len(data) else part for at, part in enumerate(written)]
+    if parts[axis] != -1:
+        return parts[axis] if parts[axis] != 0 else None
+    if not data or None in data or None in parts:
+        return None
+    return _quotient([size for size in data if size is not None], [part for part in parts if part is not None])
 
 
 def _quotient(data: Sequence[Size], parts: Sequence[Size]) -> Size | None:

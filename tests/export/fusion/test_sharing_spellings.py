@@ -47,6 +47,15 @@ SPELLINGS: Mapping[str, tuple[str, str, str, dict[str, np.ndarray], tuple[str, .
         {"w": weight(8, 6), "tail": vector(2, 3), "written": vector(0, 0, 2, 3)},
         ("MatMul", "Reshape"),
     ),
+    "a rest beside copied sizes": (
+        "m (float[batch, length, 8] x) => (float[batch, length, 2] logits)",
+        """r = Reshape(x, shape) n = Shape<start = 3, end = 4>(r) none = Sub(n, n) lengths = Concat<axis = 0>(n, none)
+        kept, rest = Split<axis = -1>(r, lengths) logits = ReduceSum<keepdims = 0>(kept, axis)""",
+        """r = Reshape(x, other) n = Shape<start = 3, end = 4>(r) none = Sub(n, n) lengths = Concat<axis = 0>(n, none)
+        kept, rest = Split<axis = -1>(r, lengths) logits = ReduceSum<keepdims = 0>(kept, axis)""",
+        {"shape": vector(0, 0, 2, -1), "other": vector(0, 0, -1, 4), "axis": vector(-1)},
+        ("Reshape", "Split", "ReduceSum"),
+    ),
     "Flatten and Reshape": (
         "m (float[batch, 4, 6, 6] x) => (float[batch, q] logits)",
         "logits_in = Flatten<axis = 1>(x) logits = Relu(logits_in)",
