@@ -1,0 +1,1 @@
+"""One model to what a target takes; each lowered file is proven against the original."""

@@ -1,0 +1,123 @@
+"""A cascade without branches, for targets that know no If, Compress, NonZero or ScatterND, such as CoreML and NNAPI.
+
+Every member runs for every row, and each row takes the answer of the member that would have given it: the same outputs at
+the worst case's cost.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from monograph.errors import FusionError
+from monograph.export.parity import ParityProof
+from monograph.export.trace import write_proven
+from monograph.models.data.rows import Rows
+from monograph.models.onnx_file import OnnxFile, load_graph, read_onnx
+from monograph.runtime.session import open_session
+
+LOWERED_KEY = "monograph.lowered"
+
+
+def lower_branch_free(file: OnnxFile, output: Path, rows: Rows | None = None) -> tuple[OnnxFile, ParityProof]:
+    """Write the cascade ``file`` without branches to ``output``, proven equal to it.
+
+    Raises:
+        FusionError: it is no cascade, or has a branch of another kind.
+        ParityError: it would not compute the same; nothing is written.
+    """
+    graph = load_graph(file.path)
+    remove_branches(graph, file.path.name)
+    proof = write_proven(
+        graph,
+        output,
+        file.contract,
+        open_session(file.path, spinning=False),
+        names=(file.path.name, output.name),
+        rows=rows,
+        tokenizer_json=file.tokenizer_json,
+        metadata={LOWERED_KEY: f'{{"lowering": "branch-free", "source_sha256": "{file.sha256}"}}'},
+    )
+    return read_onnx(output), proof
+
+
+def remove_branches(model: ir.Model, name: str) -> None:
+    """Rewrite a cascade in place so that all rows go through all members.
+
+    ``Compress(x, hard)`` becomes x, and ``ScatterND(answer, positions of hard, later)`` becomes
+    ``Where(hard, later, answer)``; what the branches held stands in the main graph.
+
+    Raises:
+        FusionError: there is no branch, or one that monograph's cascades do not have.
+    """
+    guards = [node for node in model.graph if node.op_type == "If" and node.domain == ""]
+    if not guards:
+        raise FusionError(f"{name} has no branch: only a cascade, made by `monograph fuse --cascade`, can be made branch-free")
+    while guards:
+        for guard in guards:
+            _inline(guard, model.graph, name)
+        guards = [node for node in model.graph if node.op_type == "If" and node.domain == ""]
+    RemoveUnusedNodesPass()(model)
+
+
+def _inline(guard: ir.Node, graph: ir.Graph, name: str) -> None:
+    """Put the nodes of the branch of hard rows in the place of ``guard``."""
+    hard_branch, easy_branch = (guard.attributes[key].as_graph() for key in ("then_branch", "else_branch"))
+    scatter = hard_branch.outputs[0].producer()
+    is_ours = (
+        len(list(easy_branch)) == 1
+        and easy_branch[0].op_type == "Identity"
+        and scatter is not None
+        and scatter.op_type == "ScatterND"
+        and (hard := _condition(scatter)) is not None
+    )
+    if not is_ours or scatter is None:
+        raise FusionError(
+            f"{name}: the branches of node {guard.name!r} are not those of a cascade made by `monograph fuse --cascade`, which "
+            "alone can be made branch-free"
+        )
+    for value in list(hard_branch.initializers.values()):
+        hard_branch.initializers.pop(value.name or "")
+        graph.register_initializer(value)
+    hard_branch.outputs.clear()
+    nodes = list(hard_branch)
+    hard_branch.remove(nodes)
+    graph.insert_before(guard, nodes)
+    for node in nodes:
+        if node.op_type == "Compress" and node.inputs[1] is hard and node.inputs[0] is not None:
+            node.outputs[0].replace_all_uses_with(node.inputs[0])
+    answer, _, later = scatter.inputs
+    chosen = _emit_choice(graph, guard, hard, later, answer)
+    out = guard.outputs[0]
+    chosen.type, chosen.shape, label = out.type, out.shape, out.name
+    out.replace_all_uses_with(chosen, replace_graph_outputs=True)
+    graph.remove(guard, safe=True)
+    chosen.name = label
+
+
+def _condition(scatter: ir.Node) -> ir.Value | None:
+    """Return ``hard`` of ``ScatterND(answer, Transpose(NonZero(hard)), later)``."""
+    value: ir.Value | None = scatter.inputs[1]
+    for op_type in ("Transpose", "NonZero"):
+        node = None if value is None else value.producer()
+        if node is None or node.op_type != op_type:
+            return None
+        value = node.inputs[0]
+    return value
+
+
+def _emit_choice(
+    graph: ir.Graph, guard: ir.Node, hard: ir.Value | None, later: ir.Value | None, answer: ir.Value | None
+) -> ir.Value:
+    prefix = f"{guard.name}/choice"
+    axes = ir.tensor(np.array([1], np.int64), name=f"{prefix}/axes")
+    axes_value = ir.Value(name=axes.name, const_value=axes, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))
+    graph.register_initializer(axes_value)
+    column = ir.node("Unsqueeze", [hard, axes_value], name=f"{prefix}/column")
+    choice = ir.node("Where", [column.outputs[0], later, answer], name=prefix)
+    column.outputs[0].name = f"{prefix}/column_output"
+    graph.insert_before(guard, [column, choice])
+    return choice.outputs[0]
