@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
 
 from monograph.errors import DataError, FusionError
 from monograph.export.fusion.align import MISSING, align_classes
+from monograph.export.fusion.calibrate import fit_temperature
 from monograph.export.fusion.cascade.gates import GATES, Gate, calibrated
 from monograph.export.fusion.naming import member_names
 from monograph.models.contract import Contract, Kind
@@ -29,7 +28,8 @@ from monograph.runtime.statistics import CONFIDENCE, noninferiority_z, paired_lo
 
 Array = npt.NDArray[Any]
 MAX_DROP_POINTS = 0.5
-_LOG_TEMPERATURES = (math.log(0.05), math.log(20.0))
+_TINY = 1e-30
+"""In place of a probability of 0, whose logarithm is not finite."""
 _ALWAYS_HARD = 1.01
 """Above every score."""
 
@@ -117,7 +117,7 @@ def fit_cascade(
     _check_choices(files, max_drop, confidence)
     outputs, labels, rows_sha256 = _run_members(files, rows)
     kinds = [file.contract.kind for file in files]
-    temperatures = [fit_temperature(output, kind, labels) for output, kind in zip(outputs, kinds, strict=True)]
+    temperatures = [fit_temperature(_as_logits(output, kind), labels) for output, kind in zip(outputs, kinds, strict=True)]
     probabilities = [
         calibrated(output, kind, temperature)[1] for output, kind, temperature in zip(outputs, kinds, temperatures, strict=True)
     ]
@@ -204,21 +204,10 @@ def _run(file: OnnxFile, name: str, positions: Sequence[int] | None, rows: Rows,
     return output
 
 
-def fit_temperature(output: Array, kind: Kind, labels: Array) -> float:
-    """Return T in [0.05, 20] that minimises the NLL of softmax(z / T) (Guo et al. 2017, arXiv 1706.04599).
-
-    Args:
-        output: logits z, or probabilities, whose logarithm is z, ``[n, c]``.
-        kind: which of the two.
-        labels: ``int64 [n]``.
-    """
-    logits = output.astype(np.float64) if kind is Kind.LOGITS else np.log(np.maximum(output.astype(np.float64), 1e-30))
-
-    def nll(log_temperature: float) -> float:
-        scores = log_softmax(logits / math.exp(log_temperature), axis=1)
-        return float(-scores[np.arange(len(labels)), labels].mean())
-
-    return math.exp(float(minimize_scalar(nll, bounds=_LOG_TEMPERATURES, method="bounded").x))
+def _as_logits(output: Array, kind: Kind) -> Array:
+    """Return logits, or the logarithms of probabilities, ``float64 [n, c]``."""
+    wide = output.astype(np.float64)
+    return wide if kind is Kind.LOGITS else np.log(np.maximum(wide, _TINY))
 
 
 def choose_thresholds(
