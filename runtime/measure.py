@@ -20,7 +20,7 @@ from monograph.runtime.environment import describe_environment, environment_warn
 from monograph.runtime.job import BATCH_SIZES, Contender, Job, RawRun, Settings, run_in_process
 from monograph.runtime.latency import summarise_latency, summarise_throughput
 from monograph.runtime.placement import check_placement
-from monograph.runtime.results import Accuracy, Evidence, Measurement
+from monograph.runtime.results import Accuracy, Evidence, Measurement, Scorecard
 from monograph.runtime.session import usable_cores
 from monograph.runtime.targets import Target
 from monograph.runtime.timing import RawTiming
@@ -54,6 +54,7 @@ def measure(contender: Contender, target: Target, rows: Rows | None, settings: S
     if run.placement:
         warnings += check_placement(run.placement, target.provider, target.name, allow_fallback=settings.allow_fallback)
     evidence = run.evidence or target.evidence
+    scorecard, accuracy = _score(run.outputs, rows, contender.contract)
     is_timed = bool(run.timings) and evidence in (Evidence.EXECUTED, Evidence.DEVICE)
     return Measurement(
         model=contender.name,
@@ -62,7 +63,8 @@ def measure(contender: Contender, target: Target, rows: Rows | None, settings: S
         target=target.name,
         evidence=evidence,
         environment=describe_environment(threads, settings.spinning),
-        accuracy=_score(run.outputs, rows, contender.contract),
+        accuracy=accuracy,
+        scorecard=scorecard,
         latency=summarise_latency(run.timings[0]) if is_timed else None,
         throughput=tuple(map(summarise_throughput, run.timings)) if is_timed else (),
         placement=run.placement,
@@ -78,13 +80,13 @@ def _median_s(timings: Sequence[RawTiming]) -> float | None:
     return float(np.median(timings[0].samples_ns)) / 1e9 if timings else None
 
 
-def _score(outputs: Array | None, rows: Rows | None, contract: Contract) -> Accuracy | None:
-    if outputs is None or rows is None or rows.labels is None or not contract.kind.has_classes:
-        return None
+def _score(outputs: Array | None, rows: Rows | None, contract: Contract) -> tuple[Scorecard | None, Accuracy | None]:
+    if outputs is None or rows is None or rows.labels is None:
+        return None, None
     # scikit-learn is slow to import, and a measurement without labels does not need it.
-    from monograph.runtime.metrics import as_probabilities, score_classifier
+    from monograph.runtime.metrics import score
 
-    return score_classifier(as_probabilities(outputs, contract.kind), rows.labels)
+    return score(outputs, rows.labels, contract, class_names=rows.class_names)
 
 
 def raw_timings(contender: Contender, rows: Rows | None, settings: Settings) -> list[RawTiming]:

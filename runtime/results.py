@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+SCHEMA_VERSION = "1.0"
+"""Of a measurement's record. The second number grows when fields are added, the first when one is taken away or changed."""
+
 
 class Evidence(StrEnum):
     """How a figure was come by."""
@@ -41,6 +44,63 @@ class Accuracy:
     """Negative log-likelihood in nats, the mean over rows."""
     ece: float
     """Expected calibration error, 15 bins of equal width."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric with its two-sided confidence interval, or the reason why these rows have none."""
+
+    estimate: float | None
+    low: float | None = None
+    high: float | None = None
+    confidence: float = 0.95
+    note: str | None = None
+    """Why there is no figure, or no interval, or on which part of the rows the figure rests."""
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class, or one label of several that a row may have."""
+
+    name: str
+    row_count: int
+    """Rows that have it (the support)."""
+    scores: Mapping[str, Score]
+
+
+@dataclass(frozen=True)
+class ConfusionCell:
+    """How many rows of one class were given another, or the same one; cells without rows are left out."""
+
+    label: int
+    predicted: int
+    row_count: int
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The same metrics on the rows that have one value in a column."""
+
+    column: str
+    value: str
+    row_count: int
+    scores: Mapping[str, Score]
+    note: str | None = None
+    """Why nothing was scored: too few rows, for example."""
+
+
+@dataclass(frozen=True)
+class Scorecard:
+    """All metrics of a model's kind on labelled rows."""
+
+    task: str
+    """``classification``, ``multi-label``, ``regression``, ``ranking``, ``embedding`` or ``retrieval``."""
+    row_count: int
+    scores: Mapping[str, Score]
+    """By the name of the metric; proportions run from 0 to 1, errors are in the target's own unit."""
+    classes: tuple[ClassScore, ...] = ()
+    confusion: tuple[ConfusionCell, ...] = ()
+    slices: tuple[Slice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,6 +181,9 @@ class Measurement:
     """What had to be guessed about the model or the rows."""
     warnings: tuple[str, ...] = ()
     """What makes a figure doubtful."""
+    scorecard: Scorecard | None = None
+    """All metrics with their intervals; ``accuracy`` repeats the main ones of a classifier."""
+    schema_version: str = SCHEMA_VERSION
 
     @property
     def nodes_per_provider(self) -> dict[str, int]:
