@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 
 from monograph.errors import ConfigError
+from monograph.models.data.stream import RowStream
 from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.models.sources import Scheme, parse_source
 from monograph.pipelines.data import DataSpec, as_data_spec
@@ -28,6 +30,8 @@ def measure_models(
     rule: TimingRule | None = None,
     options: Mapping[str, str] | None = None,
     allow_fallback: bool = False,
+    slices: Sequence[str] = (),
+    group: str | None = None,
     on_progress: Callable[[str, str], None] = lambda model, target: None,
 ) -> list[Measurement]:
     """Measure each model on each target, each in a fresh process of its own.
@@ -42,6 +46,8 @@ def measure_models(
         rule: how long to measure.
         options: of the execution provider, for all targets asked for.
         allow_fallback: measure even where nodes that a target cannot take run elsewhere.
+        slices: columns of DATA, or ``class``, whose values part the rows: the same metrics for each.
+        group: the column of DATA whose rows of one value are ranked against each other, such as a user or a query.
         on_progress: told the model and the target before each measurement.
 
     Raises:
@@ -56,15 +62,23 @@ def measure_models(
     targets = [_with_options(find_target(name), options or {}) for name in on]
     files = [_onnx(str(model)) for model in models]
     spec = as_data_spec(data)
-    rows = [None if spec is None else spec.load(file.contract, file.tokenizer_json) for file in files]
+    if spec is None and (slices or group):
+        raise ConfigError("--slice and --group name columns of DATA: give --data")
     settings = Settings(tuple(batch_sizes), threads, spinning, rule or TimingRule(), allow_fallback)
     measurements = []
-    for file, file_rows in zip(files, rows, strict=True):
-        for target in targets:
-            on_progress(file.path.stem, target.name)
-            contender = onnx_contender(file.path.stem, file.path, file.contract, file.sha256, file.size_bytes, target)
-            measurements.append(measure(contender, target, file_rows, settings))
+    with ExitStack() as opened:
+        # All data is opened before anything is measured: what is wrong with it shows at once.
+        streams = [None if spec is None else opened.enter_context(_stream(spec, file, slices, group)) for file in files]
+        for file, rows in zip(files, streams, strict=True):
+            for target in targets:
+                on_progress(file.path.stem, target.name)
+                contender = onnx_contender(file.path.stem, file.path, file.contract, file.sha256, file.size_bytes, target)
+                measurements.append(measure(contender, target, rows, settings))
     return measurements
+
+
+def _stream(spec: DataSpec, file: OnnxFile, slices: Sequence[str], group: str | None) -> AbstractContextManager[RowStream]:
+    return spec.open(file.contract, file.tokenizer_json, slices=slices, group=group)
 
 
 def _with_options(target: Target, options: Mapping[str, str]) -> Target:

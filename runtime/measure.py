@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ from monograph.runtime.session import usable_cores
 from monograph.runtime.targets import Target
 from monograph.runtime.timing import RawTiming
 
+if TYPE_CHECKING:
+    from monograph.models.data.stream import RowStream
+
 Array = npt.NDArray[Any]
 __all__ = ["BATCH_SIZES", "Contender", "Settings", "measure", "onnx_contender", "raw_timings"]
 
@@ -35,8 +38,8 @@ def onnx_contender(name: str, path: Path, contract: Contract, sha256: str, size_
     return Contender(name, "monograph.runtime.runner:load_onnx", arguments, contract, sha256, size_bytes, path.absolute())
 
 
-def measure(contender: Contender, target: Target, rows: Rows | None, settings: Settings) -> Measurement:
-    """Measure on ``target``; accuracy needs labelled ``rows`` and a classifier.
+def measure(contender: Contender, target: Target, rows: Rows | RowStream | None, settings: Settings) -> Measurement:
+    """Measure on ``target``; accuracy needs labelled ``rows``.
 
     Raises:
         ConfigError: the target is not here.
@@ -50,7 +53,7 @@ def measure(contender: Contender, target: Target, rows: Rows | None, settings: S
     threads = settings.threads or usable_cores()
     if threads > usable_cores():
         warnings.append(f"{threads} threads on {usable_cores()} usable cores: they wait for one another")
-    run = target.run(Job(contender, rows, settings))
+    run = target.run(_job(contender, target, rows, settings))
     if run.placement:
         warnings += check_placement(run.placement, target.provider, target.name, allow_fallback=settings.allow_fallback)
     evidence = run.evidence or target.evidence
@@ -76,17 +79,27 @@ def measure(contender: Contender, target: Target, rows: Rows | None, settings: S
     )
 
 
+def _job(contender: Contender, target: Target, rows: Rows | RowStream | None, settings: Settings) -> Job:
+    """A target that runs models in a way of its own is given all rows at once."""
+    if rows is None or isinstance(rows, Rows):
+        return Job(contender, rows, settings)
+    if target.run is not run_in_process:
+        return Job(contender, rows.read(0, rows.row_count), settings)
+    return Job(contender, rows.read(0, max(settings.batch_sizes)), settings, rows)
+
+
 def _median_s(timings: Sequence[RawTiming]) -> float | None:
     return float(np.median(timings[0].samples_ns)) / 1e9 if timings else None
 
 
-def _score(outputs: Array | None, rows: Rows | None, contract: Contract) -> tuple[Scorecard | None, Accuracy | None]:
+def _score(outputs: Array | None, rows: Rows | RowStream | None, contract: Contract) -> tuple[Scorecard | None, Accuracy | None]:
     if outputs is None or rows is None or rows.labels is None:
         return None, None
     # scikit-learn is slow to import, and a measurement without labels does not need it.
     from monograph.runtime.metrics import score
 
-    return score(outputs, rows.labels, contract, class_names=rows.class_names)
+    groups, slices = (None, {}) if isinstance(rows, Rows) else (rows.groups, rows.slices)
+    return score(outputs, rows.labels, contract, groups=groups, slices=slices, class_names=rows.class_names)
 
 
 def raw_timings(contender: Contender, rows: Rows | None, settings: Settings) -> list[RawTiming]:

@@ -23,6 +23,7 @@ from monograph.errors import DataError
 # Types are inferred for each chunk: a whole number in the first chunk and a fraction in the second would not go together.
 _ROWS_PER_CHUNK = 10_000_000
 _BYTES_PER_CHUNK = 1 << 30
+_ROWS_PER_SPOOLED_BATCH = 1000
 # By pandas' own list the texts "None", "null" and "NA" would be read as missing.
 _CSV: Mapping[str, Any] = {
     "keep_default_na": False,
@@ -122,6 +123,25 @@ def read_hub(name: str, split: str | None, scratch: Path) -> Any:
         huggingface_hub.HfApi().dataset_info(repository, timeout=10)
         loaded = datasets.load_dataset(repository, configuration or None, cache_dir=str(scratch))
     return pick_split(loaded, split, name)
+
+
+def spool(iterable: Any, origin: str, scratch: Path) -> Any:
+    """Write a ``datasets.IterableDataset`` to disk as it comes, a thousand rows in memory at a time: it has a length then.
+
+    Raises:
+        DataError: it cannot be read, or gives no rows.
+    """
+    path = scratch / "spooled.arrow"
+    with _library(origin, "cannot be read as an iterable dataset") as datasets:
+        from datasets.arrow_writer import ArrowWriter
+
+        with ArrowWriter(path=str(path), features=iterable.features, writer_batch_size=_ROWS_PER_SPOOLED_BATCH) as writer:
+            for row in iterable:
+                writer.write(iterable.features.encode_example(row) if iterable.features else row)
+            row_count, _ = writer.finalize()
+        if row_count == 0:
+            raise StopIteration
+        return datasets.Dataset.from_file(str(path))
 
 
 def pick_split(loaded: Any, split: str | None, origin: str) -> Any:

@@ -193,6 +193,13 @@ def measure(
     data: Annotated[str | None, typer.Option(help=f"Labelled test rows for accuracy. {DATA}.")] = None,
     data_column: DataColumns = None,
     split: Split = None,
+    slice_: Annotated[
+        list[str] | None,
+        typer.Option("--slice", metavar="COLUMN", help="The same metrics for each value of a column of DATA, or of `class`."),
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Rank the rows of one value against each other, such as one user's.")
+    ] = None,
     batch_sizes: Annotated[str, typer.Option(help="Latency at the first, throughput at all of them.")] = "1,8,32",
     threads: Annotated[int | None, typer.Option(help="Intra-op threads; all usable cores by default.")] = None,
     spinning: Annotated[
@@ -227,6 +234,8 @@ def measure(
             rule=TimingRule(min_runs=min_runs, max_s=max_seconds),
             options=dict(map(key_value, provider_option or ())),
             allow_fallback=allow_fallback,
+            slices=slice_ or (),
+            group=group,
             on_progress=lambda model, target: progress.update(0, len(models), f"{model} on {target}"),
         )
     if output is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from monograph.errors import DataError
 from monograph.models.contract import Contract, Kind
+from monograph.models.data.rows import Codes
 from monograph.runtime.metrics.blocks import Scored
 from monograph.runtime.metrics.classification import accuracy_of, scorecard_of, tally_of
 from monograph.runtime.metrics.embedding import score_retrieval, score_to_reference
@@ -22,18 +23,6 @@ from monograph.runtime.results import Accuracy, Scorecard, Slice
 Array = npt.NDArray[Any]
 FEWEST_SLICE_ROWS = 30
 MOST_SLICES = 200
-CLASS_SLICE = "class"
-"""The column that slices by label."""
-
-
-@dataclass(frozen=True)
-class SliceColumn:
-    """A column whose values part the rows."""
-
-    name: str
-    codes: Array
-    """int32 ``[n]``: which of the values each row has."""
-    values: tuple[str, ...]
 
 
 def score(
@@ -42,7 +31,7 @@ def score(
     contract: Contract,
     *,
     groups: Array | None = None,
-    slices: Sequence[SliceColumn] = (),
+    slices: Mapping[str, Codes] | None = None,
     class_names: tuple[str, ...] | None = None,
 ) -> tuple[Scorecard, Accuracy | None]:
     """Score outputs ``[n, …]`` by the metrics of what they mean; a classifier's main ones come as :class:`Accuracy` too.
@@ -52,7 +41,7 @@ def score(
         labels: class numbers ``[n]``, labels of 0 and 1 ``[n, c]``, targets, relevance or reference vectors; likewise.
         contract: what the outputs mean.
         groups: int ``[n]``; where given, rows of one number are ranked against each other.
-        slices: columns whose values part the rows.
+        slices: columns whose values part the rows, by name.
         class_names: of classes or labels, by number.
 
     Raises:
@@ -62,7 +51,7 @@ def score(
         raise DataError(f"{len(outputs)} outputs for {len(labels)} labels: expected one of each a row")
     scored = Scored(outputs, labels, None, groups, class_names or contract.class_names)
     card, accuracy = _score_task(scored, contract.kind)
-    return replace(card, slices=tuple(_slices(scored, contract.kind, slices))), accuracy
+    return replace(card, slices=tuple(_slices(scored, contract.kind, slices or {}))), accuracy
 
 
 def _score_task(scored: Scored, kind: Kind) -> tuple[Scorecard, Accuracy | None]:
@@ -78,30 +67,18 @@ def _score_task(scored: Scored, kind: Kind) -> tuple[Scorecard, Accuracy | None]
     return (score_multilabel if scored.labels.ndim == 2 else score_ranking)(scored), None
 
 
-def _slices(scored: Scored, kind: Kind, columns: Sequence[SliceColumn]) -> Iterator[Slice]:
-    for column in columns:
-        for code, value in enumerate(column.values):
-            rows = np.flatnonzero(column.codes == code)
+def _slices(scored: Scored, kind: Kind, columns: Mapping[str, Codes]) -> Iterator[Slice]:
+    for name, column in columns.items():
+        if len(column.values) > MOST_SLICES:
+            many = len(column.values)
+            raise DataError(
+                f"--slice {name}: {many:,} different values, at most {MOST_SLICES} make slices: choose another column"
+            )
+        for number, value in enumerate(column.values):
+            rows = np.flatnonzero(column.numbers == number)
             if len(rows) < FEWEST_SLICE_ROWS:
                 note = f"not enough rows: {len(rows)}, and {FEWEST_SLICE_ROWS} are needed"
-                yield Slice(column.name, value, len(rows), {}, note)
+                yield Slice(name, value, len(rows), {}, note)
                 continue
             card, _ = _score_task(replace(scored, rows=rows), kind)
-            yield Slice(column.name, value, len(rows), card.scores)
-
-
-def slice_column(name: str, values: Sequence[Any]) -> SliceColumn:
-    """Make a slice column of the values of all rows.
-
-    Raises:
-        DataError: the values differ too much to be slices.
-    """
-    unique, codes = np.unique(np.asarray(values), return_inverse=True)
-    if len(unique) > MOST_SLICES:
-        raise DataError(f"--slice {name}: {len(unique):,} different values, at most {MOST_SLICES} make slices: choose another")
-    return SliceColumn(name, codes.astype(np.int32), tuple(map(str, unique.tolist())))
-
-
-def summary(card: Scorecard) -> Mapping[str, float]:
-    """Return the estimates that these rows have, by name of the metric."""
-    return {name: one.estimate for name, one in card.scores.items() if one.estimate is not None}
+            yield Slice(name, value, len(rows), card.scores)

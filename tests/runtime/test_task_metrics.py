@@ -7,9 +7,9 @@ from sklearn import metrics as sk
 
 from monograph.errors import DataError
 from monograph.models.contract import Contract, Kind, TensorSpec
+from monograph.models.data.rows import Codes
 from monograph.runtime.metrics import score
 from monograph.runtime.metrics.ranks import auc, average_precision, spearman
-from monograph.runtime.metrics.score import slice_column
 from monograph.runtime.results import Scorecard
 
 
@@ -19,6 +19,11 @@ def contract(kind: Kind, names: tuple[str, ...] | None = None) -> Contract:
 
 def card(kind: Kind, outputs, labels, **more) -> Scorecard:
     return score(np.asarray(outputs, np.float32), np.asarray(labels), contract(kind), **more)[0]
+
+
+def codes(values) -> Codes:
+    unique, numbers = np.unique(values, return_inverse=True)
+    return Codes(numbers.astype(np.int32), tuple(map(str, unique)))
 
 
 def bracketed(one) -> bool:
@@ -261,7 +266,7 @@ def test_slices_are_scored_as_if_alone():
     rng = np.random.default_rng(10)
     labels, outputs = rng.integers(0, 3, 200), rng.standard_normal((200, 3))
     city = np.array(["Aarhus", "Bergen", "Cork"])[rng.choice(3, 200, p=[0.6, 0.3, 0.1])]
-    got = card(Kind.LOGITS, outputs, labels, slices=[slice_column("city", city)])
+    got = card(Kind.LOGITS, outputs, labels, slices={"city": codes(city)})
     assert [one.value for one in got.slices] == ["Aarhus", "Bergen", "Cork"]
     assert sum(one.row_count for one in got.slices) == 200
     for one in got.slices[:2]:
@@ -276,14 +281,14 @@ def test_slices_of_groups_keep_their_groups():
     rng = np.random.default_rng(11)
     groups, labels, outputs = np.repeat(np.arange(20), 5), rng.integers(0, 2, 100), rng.random(100)
     half = np.where(groups < 10, "old", "new")
-    got = card(Kind.SCORES, outputs, labels, groups=groups, slices=[slice_column("age", half)])
+    got = card(Kind.SCORES, outputs, labels, groups=groups, slices={"age": codes(half)})
     alone = card(Kind.SCORES, outputs[:50], labels[:50], groups=groups[:50])
     assert got.slices[1].scores == alone.scores
 
 
 def test_a_column_of_many_values_makes_no_slices():
     with pytest.raises(DataError, match="--slice id: 300 different values, at most 200"):
-        slice_column("id", list(range(300)))
+        card(Kind.LOGITS, np.ones((300, 2)), np.zeros(300, int), slices={"id": codes(np.arange(300))})
 
 
 def test_memory_mapped_outputs_score_alike(tmp_path):
