@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,17 @@ def read_file(path: Path, split: str | None, scratch: Path) -> Any:
     builder, options = _FORMATS[path.suffix.lower()]
     with _library(str(path), f"cannot be read as {builder}") as datasets:
         files = {"train": glob.escape(str(path.resolve()))}
+        if builder == "parquet":
+            options = _parquet_options()
         loaded = datasets.load_dataset(builder, data_files=files, cache_dir=str(scratch), **options)
     return pick_split(loaded, split, str(path))
+
+
+def _parquet_options() -> dict[str, Any]:
+    """Read a thousand rows at a time; what Arrow buffers beforehand it would hold until the whole file is read."""
+    from pyarrow.dataset import ParquetFragmentScanOptions
+
+    return {"batch_size": 1000, "fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)}
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -136,11 +146,11 @@ def spool(iterable: Any, origin: str, scratch: Path) -> Any:
         from datasets.arrow_writer import ArrowWriter
 
         with ArrowWriter(path=str(path), features=iterable.features, writer_batch_size=_ROWS_PER_SPOOLED_BATCH) as writer:
-            for row in iterable:
+            rows = iter(iterable)
+            first = next(rows)  # what has none ends here, and is told as other empty data is
+            for row in chain((first,), rows):
                 writer.write(iterable.features.encode_example(row) if iterable.features else row)
-            row_count, _ = writer.finalize()
-        if row_count == 0:
-            raise StopIteration
+            writer.finalize()
         return datasets.Dataset.from_file(str(path))
 
 

@@ -5,6 +5,7 @@ Shape letters: ``n`` rows.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -97,7 +98,8 @@ def open_stream(
     with tempfile.TemporaryDirectory(prefix="monograph-data-", ignore_cleanup_errors=True) as name:
         scratch = Path(name)
         table = read_table(data, split=split, scratch=scratch)
-        named = {column for column in (*slices, group) if column is not None and column in table.columns}
+        _release_unused_memory()
+        named = {column for column in (*slices, group) if column is not None}
         plan = plan_columns(
             _without(table, named, columns, label_column), contract, columns, label_column, needs_labels=needs_labels
         )
@@ -116,6 +118,13 @@ def open_stream(
             {column: _slice(table, column, labels, row_count) for column in slices},
             None if group is None else _codes(table, group, "--group", row_count).numbers,
         )
+
+
+def _release_unused_memory() -> None:
+    """Give back what Arrow has freed and kept: after reading a large file that is some hundred megabytes."""
+    pyarrow = sys.modules.get("pyarrow")
+    if pyarrow is not None:
+        pyarrow.default_memory_pool().release_unused()
 
 
 def _without(table: Table, named: set[str], columns: Mapping[str, str] | None, label_column: str | None) -> Table:
