@@ -5,7 +5,7 @@ How a process is started and what it gives back is :mod:`monograph.runtime.job`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +38,14 @@ def onnx_contender(name: str, path: Path, contract: Contract, sha256: str, size_
     return Contender(name, "monograph.runtime.runner:load_onnx", arguments, contract, sha256, size_bytes, path.absolute())
 
 
-def measure(contender: Contender, target: Target, rows: Rows | RowStream | None, settings: Settings) -> Measurement:
-    """Measure on ``target``; accuracy needs labelled ``rows``.
+def measure(
+    contender: Contender,
+    target: Target,
+    rows: Rows | RowStream | None,
+    settings: Settings,
+    on_run: Callable[[RawRun], None] = lambda run: None,
+) -> Measurement:
+    """Measure on ``target``; accuracy needs labelled ``rows``. ``on_run`` is told what the run gave, outputs included.
 
     Raises:
         ConfigError: the target is not here.
@@ -56,6 +62,7 @@ def measure(contender: Contender, target: Target, rows: Rows | RowStream | None,
     run = target.run(_job(contender, target, rows, settings))
     if run.placement:
         warnings += check_placement(run.placement, target.provider, target.name, allow_fallback=settings.allow_fallback)
+    on_run(run)
     evidence = run.evidence or target.evidence
     scorecard, accuracy = _score(run.outputs, rows, contender.contract)
     is_timed = bool(run.timings) and evidence in (Evidence.EXECUTED, Evidence.DEVICE)

@@ -104,6 +104,25 @@ class Scorecard:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How far a target's outputs lie from a reference's on the same rows."""
+
+    reference: str
+    """``cpu``, or ``PyTorch`` with its source."""
+    row_count: int
+    max_abs_error: float | None
+    """None where the two differ in where they are infinite or not a number: there is no error large enough."""
+    relative_error: float | None
+    """``max_abs_error`` as a share of the largest absolute value of the reference."""
+    cosine: float
+    """Of all outputs, flattened."""
+    worst_row: int | None
+    """The row of the largest error; None without an error."""
+    top1_agreement: Interval | None
+    """Share of rows with the same best class; None for a model without classes."""
+
+
+@dataclass(frozen=True)
 class Latency:
     """Time of single calls at one batch size, in a process of its own; raw samples are kept."""
 
@@ -183,6 +202,8 @@ class Measurement:
     """What makes a figure doubtful."""
     scorecard: Scorecard | None = None
     """All metrics with their intervals; ``accuracy`` repeats the main ones of a classifier."""
+    parity: tuple[Agreement, ...] = ()
+    """Against cpu and PyTorch, where that was asked for."""
     schema_version: str = SCHEMA_VERSION
 
     @property

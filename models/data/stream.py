@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,8 @@ from monograph.models.data.rows import Array, Codes, Rows
 from monograph.models.data.tables import ColumnKind, Table, read_table
 
 _LABELS_AT_A_TIME = 1 << 14
+_CLASS = "class"
+"""What slices by label, where no column is called so."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def open_stream(
         scratch = Path(name)
         table = read_table(data, split=split, scratch=scratch)
         _release_unused_memory()
-        named = {column for column in (*slices, group) if column is not None}
+        named = _named_columns(table, slices, group)
         plan = plan_columns(
             _without(table, named, columns, label_column), contract, columns, label_column, needs_labels=needs_labels
         )
@@ -118,6 +120,11 @@ def open_stream(
             {column: _slice(table, column, labels, row_count) for column in slices},
             None if group is None else _codes(table, group, "--group", row_count).numbers,
         )
+
+
+def _named_columns(table: Table, slices: Sequence[str], group: str | None) -> set[str]:
+    roles = {**dict.fromkeys(slices, "--slice"), **({} if group is None else {group: "--group"})}
+    return {name for name, role in roles.items() if (role, name) == ("--slice", _CLASS) or table.column(name, role)}
 
 
 def _release_unused_memory() -> None:
@@ -159,13 +166,12 @@ def _labels(table: Table, plan: ColumnPlan, contract: Contract, row_count: int, 
 def _slice(table: Table, column: str, labels: Labels | None, row_count: int) -> Codes:
     if column in table.columns:
         return _codes(table, column, "--slice", row_count)
-    if column == "class" and labels is not None and labels.values.ndim == 1 and labels.values.dtype.kind == "i":
+    if column == _CLASS and labels is not None and labels.values.ndim == 1 and labels.values.dtype.kind == "i":
         numbers = np.asarray(labels.values, np.int32)
         names = labels.class_names or ()
         values = (names[number] if number < len(names) else str(number) for number in range(int(numbers.max()) + 1))
         return Codes(numbers, tuple(values))
-    table.column(column, "--slice")
-    raise AssertionError
+    raise DataError(f"{table.origin}: --slice {_CLASS} needs labels that are class numbers or names: name another column")
 
 
 def _codes(table: Table, name: str, role: str, row_count: int) -> Codes:
