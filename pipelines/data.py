@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from monograph.models.contract import Contract
 from monograph.models.data.load import load_rows
 from monograph.models.data.rows import Rows
+from monograph.models.data.stream import RowStream, open_stream
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,25 @@ class DataSpec:
             tokenizer_json=tokenizer_json,
             limit=limit,
             needs_labels=needs_labels,
+        )
+
+    def open(
+        self, contract: Contract, tokenizer_json: str | None, *, slices: Sequence[str] = (), group: str | None = None
+    ) -> AbstractContextManager[RowStream]:
+        """Open the rows to be read a part at a time.
+
+        Raises:
+            DataError: they cannot be read, or do not fit the model.
+        """
+        return open_stream(
+            self.source,
+            contract,
+            split=self.split,
+            columns=self.columns,
+            label_column=self.label_column,
+            tokenizer_json=tokenizer_json,
+            slices=tuple(slices),
+            group=group,
         )
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from monograph.errors import ConfigError
+from monograph.models.data.stream import RowStream
 from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.models.sources import Scheme, parse_source
 from monograph.pipelines.data import DataSpec, as_data_spec
+from monograph.pipelines.parity_matrix import Outputs, add_agreements, check_reference, matrix_rows, matrix_targets
+from monograph.runtime.job import RawRun
 from monograph.runtime.measure import BATCH_SIZES, Settings, measure, onnx_contender
 from monograph.runtime.provider_options import check_options
 from monograph.runtime.results import Measurement
@@ -28,6 +33,10 @@ def measure_models(
     rule: TimingRule | None = None,
     options: Mapping[str, str] | None = None,
     allow_fallback: bool = False,
+    slices: Sequence[str] = (),
+    group: str | None = None,
+    parity: bool = False,
+    reference: str | None = None,
     on_progress: Callable[[str, str], None] = lambda model, target: None,
 ) -> list[Measurement]:
     """Measure each model on each target, each in a fresh process of its own.
@@ -42,6 +51,10 @@ def measure_models(
         rule: how long to measure.
         options: of the execution provider, for all targets asked for.
         allow_fallback: measure even where nodes that a target cannot take run elsewhere.
+        slices: columns of DATA, or ``class``, whose values part the rows: the same metrics for each.
+        group: the column of DATA whose rows of one value are ranked against each other, such as a user or a query.
+        parity: compare each target's outputs with those of cpu, which is run too; on random rows where no data is given.
+        reference: a ``py:`` or ``hf:`` source whose PyTorch outputs are compared with as well.
         on_progress: told the model and the target before each measurement.
 
     Raises:
@@ -53,18 +66,40 @@ def measure_models(
         raise ConfigError(f"batch sizes {list(batch_sizes)}: give one or more sizes of at least 1")
     if threads is not None and threads < 1:
         raise ConfigError(f"{threads} threads: give at least 1")
-    targets = [_with_options(find_target(name), options or {}) for name in on]
+    if reference is not None and not parity:
+        raise ConfigError("--reference is what the parity matrix compares with: give --parity")
+    check_reference(reference)
+    targets = [_with_options(find_target(name), options or {}) for name in (matrix_targets(on) if parity else on)]
     files = [_onnx(str(model)) for model in models]
     spec = as_data_spec(data)
-    rows = [None if spec is None else spec.load(file.contract, file.tokenizer_json) for file in files]
+    if spec is None and (slices or group):
+        raise ConfigError("--slice and --group name columns of DATA: give --data")
     settings = Settings(tuple(batch_sizes), threads, spinning, rule or TimingRule(), allow_fallback)
-    measurements = []
-    for file, file_rows in zip(files, rows, strict=True):
-        for target in targets:
-            on_progress(file.path.stem, target.name)
-            contender = onnx_contender(file.path.stem, file.path, file.contract, file.sha256, file.size_bytes, target)
-            measurements.append(measure(contender, target, file_rows, settings))
+    measurements: list[Measurement] = []
+    with ExitStack() as opened:
+        # All data is opened before anything is measured: what is wrong with it shows at once.
+        streams = [None if spec is None else opened.enter_context(_stream(spec, file, slices, group)) for file in files]
+        for file, stream in zip(files, streams, strict=True):
+            rows = matrix_rows(stream, file.contract) if parity else stream
+            outputs, of_file = Outputs(), []
+            for target in targets:
+                on_progress(file.path.stem, target.name)
+                contender = onnx_contender(file.path.stem, file.path, file.contract, file.sha256, file.size_bytes, target)
+                keep = partial(outputs.keep, target.name) if parity else _forget
+                of_file.append(measure(contender, target, rows, settings, keep))
+            if parity:
+                assert rows is not None
+                of_file = add_agreements(of_file, outputs, file, rows, reference)
+            measurements += of_file
     return measurements
+
+
+def _forget(run: RawRun) -> None:
+    """Let go of what a run gave once it is scored."""
+
+
+def _stream(spec: DataSpec, file: OnnxFile, slices: Sequence[str], group: str | None) -> AbstractContextManager[RowStream]:
+    return spec.open(file.contract, file.tokenizer_json, slices=slices, group=group)
 
 
 def _with_options(target: Target, options: Mapping[str, str]) -> Target:

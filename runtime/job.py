@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +19,13 @@ from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
 from monograph.runtime.process import LOCAL, Launcher, call_in_fresh_process
 from monograph.runtime.results import Evidence, Placed
-from monograph.runtime.runner import OUTPUTS_FILE, ROWS_FILE
+from monograph.runtime.runner import OUTPUTS_FILE, ROWS_FILE, scoring_batch_size
 from monograph.runtime.session import usable_cores
+from monograph.runtime.streaming import Feeder, chunk_rows
 from monograph.runtime.timing import RawTiming, TimingRule
+
+if TYPE_CHECKING:
+    from monograph.models.data.stream import RowStream
 
 Array = npt.NDArray[Any]
 BATCH_SIZES = (1, 8, 32)
@@ -59,7 +64,10 @@ class Job:
 
     contender: Contender
     rows: Rows | None
+    """All rows; where they are streamed, the first of them, which are timed."""
     settings: Settings
+    stream: RowStream | None = None
+    """All rows, read while they are run, for a target that can."""
 
 
 @dataclass(frozen=True)
@@ -89,25 +97,35 @@ def run_in_process(job: Job, launcher: Launcher = LOCAL) -> RawRun:
         folder = Path(name)
         if rows is not None:
             rows.save(folder / ROWS_FILE)
-        raw = call_in_fresh_process(
-            "monograph.runtime.runner:time_and_run",
-            {
-                "loader": contender.loader,
-                "loader_arguments": dict(contender.loader_arguments),
-                "contract_json": contender.contract.to_json(),
-                "folder": str(folder),
-                "settings": asdict(settings) | {"threads": settings.threads or usable_cores()},
-            },
-            launcher=launcher,
-        )
+        with _feeding(job, folder):
+            raw = call_in_fresh_process(
+                "monograph.runtime.runner:time_and_run",
+                {
+                    "loader": contender.loader,
+                    "loader_arguments": dict(contender.loader_arguments),
+                    "contract_json": contender.contract.to_json(),
+                    "folder": str(folder),
+                    "settings": asdict(settings) | {"threads": settings.threads or usable_cores()},
+                    "streamed_row_count": None if job.stream is None else job.stream.row_count,
+                },
+                launcher=launcher,
+            )
         outputs_file = folder / OUTPUTS_FILE
-        outputs = np.load(outputs_file, allow_pickle=False) if outputs_file.exists() else None
+        # A mapped file that is removed stays readable until nothing maps it any more.
+        mode: Literal["r"] | None = None if job.stream is None else "r"
+        outputs = np.load(outputs_file, mmap_mode=mode, allow_pickle=False) if outputs_file.exists() else None
     return RawRun(
         timings=tuple(RawTiming.from_record(record) for record in raw["timings"]),
         outputs=outputs,
         placement=tuple(Placed(**record | _tuples(record)) for record in raw["placement"]),
         peak_memory_bytes=raw["peak_memory_bytes"],
     )
+
+
+def _feeding(job: Job, folder: Path) -> AbstractContextManager[object]:
+    if job.stream is None or job.rows is None:
+        return nullcontext()
+    return Feeder(job.stream, folder, chunk_rows(job.rows, scoring_batch_size(job.contender.contract)))
 
 
 def _tuples(record: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

@@ -5,10 +5,10 @@ How a process is started and what it gives back is :mod:`monograph.runtime.job`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,13 @@ from monograph.runtime.environment import describe_environment, environment_warn
 from monograph.runtime.job import BATCH_SIZES, Contender, Job, RawRun, Settings, run_in_process
 from monograph.runtime.latency import summarise_latency, summarise_throughput
 from monograph.runtime.placement import check_placement
-from monograph.runtime.results import Accuracy, Evidence, Measurement
+from monograph.runtime.results import Accuracy, Evidence, Measurement, Scorecard
 from monograph.runtime.session import usable_cores
 from monograph.runtime.targets import Target
 from monograph.runtime.timing import RawTiming
+
+if TYPE_CHECKING:
+    from monograph.models.data.stream import RowStream
 
 Array = npt.NDArray[Any]
 __all__ = ["BATCH_SIZES", "Contender", "Settings", "measure", "onnx_contender", "raw_timings"]
@@ -35,8 +38,14 @@ def onnx_contender(name: str, path: Path, contract: Contract, sha256: str, size_
     return Contender(name, "monograph.runtime.runner:load_onnx", arguments, contract, sha256, size_bytes, path.absolute())
 
 
-def measure(contender: Contender, target: Target, rows: Rows | None, settings: Settings) -> Measurement:
-    """Measure on ``target``; accuracy needs labelled ``rows`` and a classifier.
+def measure(
+    contender: Contender,
+    target: Target,
+    rows: Rows | RowStream | None,
+    settings: Settings,
+    on_run: Callable[[RawRun], None] = lambda run: None,
+) -> Measurement:
+    """Measure on ``target``; accuracy needs labelled ``rows``. ``on_run`` is told what the run gave, outputs included.
 
     Raises:
         ConfigError: the target is not here.
@@ -50,10 +59,12 @@ def measure(contender: Contender, target: Target, rows: Rows | None, settings: S
     threads = settings.threads or usable_cores()
     if threads > usable_cores():
         warnings.append(f"{threads} threads on {usable_cores()} usable cores: they wait for one another")
-    run = target.run(Job(contender, rows, settings))
+    run = target.run(_job(contender, target, rows, settings))
     if run.placement:
         warnings += check_placement(run.placement, target.provider, target.name, allow_fallback=settings.allow_fallback)
+    on_run(run)
     evidence = run.evidence or target.evidence
+    scorecard, accuracy = _score(run.outputs, rows, contender.contract)
     is_timed = bool(run.timings) and evidence in (Evidence.EXECUTED, Evidence.DEVICE)
     return Measurement(
         model=contender.name,
@@ -62,7 +73,8 @@ def measure(contender: Contender, target: Target, rows: Rows | None, settings: S
         target=target.name,
         evidence=evidence,
         environment=describe_environment(threads, settings.spinning),
-        accuracy=_score(run.outputs, rows, contender.contract),
+        accuracy=accuracy,
+        scorecard=scorecard,
         latency=summarise_latency(run.timings[0]) if is_timed else None,
         throughput=tuple(map(summarise_throughput, run.timings)) if is_timed else (),
         placement=run.placement,
@@ -74,17 +86,27 @@ def measure(contender: Contender, target: Target, rows: Rows | None, settings: S
     )
 
 
+def _job(contender: Contender, target: Target, rows: Rows | RowStream | None, settings: Settings) -> Job:
+    """A target that runs models in a way of its own is given all rows at once."""
+    if rows is None or isinstance(rows, Rows):
+        return Job(contender, rows, settings)
+    if target.run is not run_in_process:
+        return Job(contender, rows.read(0, rows.row_count), settings)
+    return Job(contender, rows.read(0, max(settings.batch_sizes)), settings, rows)
+
+
 def _median_s(timings: Sequence[RawTiming]) -> float | None:
     return float(np.median(timings[0].samples_ns)) / 1e9 if timings else None
 
 
-def _score(outputs: Array | None, rows: Rows | None, contract: Contract) -> Accuracy | None:
-    if outputs is None or rows is None or rows.labels is None or not contract.kind.has_classes:
-        return None
+def _score(outputs: Array | None, rows: Rows | RowStream | None, contract: Contract) -> tuple[Scorecard | None, Accuracy | None]:
+    if outputs is None or rows is None or rows.labels is None:
+        return None, None
     # scikit-learn is slow to import, and a measurement without labels does not need it.
-    from monograph.runtime.metrics import as_probabilities, score_classifier
+    from monograph.runtime.metrics import score
 
-    return score_classifier(as_probabilities(outputs, contract.kind), rows.labels)
+    groups, slices = (None, {}) if isinstance(rows, Rows) else (rows.groups, rows.slices)
+    return score(outputs, rows.labels, contract, groups=groups, slices=slices, class_names=rows.class_names)
 
 
 def raw_timings(contender: Contender, rows: Rows | None, settings: Settings) -> list[RawTiming]:

@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+SCHEMA_VERSION = "1.0"
+"""Of a measurement's record. The second number grows when fields are added, the first when one is taken away or changed."""
+
 
 class Evidence(StrEnum):
     """How a figure was come by."""
@@ -41,6 +44,82 @@ class Accuracy:
     """Negative log-likelihood in nats, the mean over rows."""
     ece: float
     """Expected calibration error, 15 bins of equal width."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric with its two-sided confidence interval, or the reason why these rows have none."""
+
+    estimate: float | None
+    low: float | None = None
+    high: float | None = None
+    confidence: float = 0.95
+    note: str | None = None
+    """Why there is no figure, or no interval, or on which part of the rows the figure rests."""
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """One class, or one label of several that a row may have."""
+
+    name: str
+    row_count: int
+    """Rows that have it (the support)."""
+    scores: Mapping[str, Score]
+
+
+@dataclass(frozen=True)
+class ConfusionCell:
+    """How many rows of one class were given another, or the same one; cells without rows are left out."""
+
+    label: int
+    predicted: int
+    row_count: int
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The same metrics on the rows that have one value in a column."""
+
+    column: str
+    value: str
+    row_count: int
+    scores: Mapping[str, Score]
+    note: str | None = None
+    """Why nothing was scored: too few rows, for example."""
+
+
+@dataclass(frozen=True)
+class Scorecard:
+    """All metrics of a model's kind on labelled rows."""
+
+    task: str
+    """``classification``, ``multi-label``, ``regression``, ``ranking``, ``embedding`` or ``retrieval``."""
+    row_count: int
+    scores: Mapping[str, Score]
+    """By the name of the metric; proportions run from 0 to 1, errors are in the target's own unit."""
+    classes: tuple[ClassScore, ...] = ()
+    confusion: tuple[ConfusionCell, ...] = ()
+    slices: tuple[Slice, ...] = ()
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far a target's outputs lie from a reference's on the same rows."""
+
+    reference: str
+    """``cpu``, or ``PyTorch`` with its source."""
+    row_count: int
+    max_abs_error: float | None
+    """None where the two differ in where they are infinite or not a number: there is no error large enough."""
+    relative_error: float | None
+    """``max_abs_error`` as a share of the largest absolute value of the reference."""
+    cosine: float
+    """Of all outputs, flattened."""
+    worst_row: int | None
+    """The row of the largest error; None without an error."""
+    top1_agreement: Interval | None
+    """Share of rows with the same best class; None for a model without classes."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +200,11 @@ class Measurement:
     """What had to be guessed about the model or the rows."""
     warnings: tuple[str, ...] = ()
     """What makes a figure doubtful."""
+    scorecard: Scorecard | None = None
+    """All metrics with their intervals; ``accuracy`` repeats the main ones of a classifier."""
+    parity: tuple[Agreement, ...] = ()
+    """Against cpu and PyTorch, where that was asked for."""
+    schema_version: str = SCHEMA_VERSION
 
     @property
     def nodes_per_provider(self) -> dict[str, int]:

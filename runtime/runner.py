@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from monograph.models.data.rows import Rows
 from monograph.runtime.results import Placed
 from monograph.runtime.session import Session, open_session
 from monograph.runtime.session_spec import SessionSpec
+from monograph.runtime.streaming import run_chunks
 from monograph.runtime.timing import TimingRule, time_calls
 
 Array = npt.NDArray[Any]
@@ -50,9 +52,17 @@ def load_onnx(path: str, spec: Mapping[str, Any], threads: int, spinning: bool) 
 
 
 def time_and_run(
-    loader: str, loader_arguments: Mapping[str, Any], contract_json: str, folder: str, settings: Mapping[str, Any]
+    loader: str,
+    loader_arguments: Mapping[str, Any],
+    contract_json: str,
+    folder: str,
+    settings: Mapping[str, Any],
+    streamed_row_count: int | None = None,
 ) -> dict[str, Any]:
-    """Child side: load, time at each batch size, then run all rows once; returns raw nanoseconds."""
+    """Child side: load, time at each batch size, then run all rows once; returns raw nanoseconds.
+
+    Where rows are streamed, so many come in chunks, and the file of rows holds those that are timed.
+    """
     contract = Contract.from_json(contract_json)
     rows_file = Path(folder) / ROWS_FILE
     rows = Rows.load(rows_file) if rows_file.exists() else None
@@ -68,7 +78,10 @@ def time_and_run(
         call = runner.bind(_timing_inputs(contract, rows, batch_size))
         timings.append(asdict(time_calls(call, batch_size, create_ns, rule)))
     peak = peak_memory_bytes()
-    if rows is not None:
+    if streamed_row_count is not None:
+        run = partial(run_all_rows, runner, contract)
+        run_chunks(run, Path(folder), Path(folder) / OUTPUTS_FILE, streamed_row_count)
+    elif rows is not None:
         outputs = run_all_rows(runner, contract, rows)
         np.save(Path(folder) / OUTPUTS_FILE, outputs, allow_pickle=False)
     return {"timings": timings, "placement": [asdict(placed) for placed in runner.placement()], "peak_memory_bytes": peak}
@@ -77,7 +90,7 @@ def time_and_run(
 def run_all_rows(runner: Callable[[Mapping[str, Array]], Mapping[str, Array]], contract: Contract, rows: Rows) -> Array:
     """Return the primary output for every row ``[n, …]``; a fixed batch size is filled up by repeating rows."""
     fixed = _fixed_batch_size(contract)
-    batch_size = fixed or _SCORING_BATCH_SIZE
+    batch_size = scoring_batch_size(contract)
     outputs = []
     for start in range(0, len(rows), batch_size):
         indices = np.arange(start, start + batch_size)
@@ -85,6 +98,11 @@ def run_all_rows(runner: Callable[[Mapping[str, Array]], Mapping[str, Array]], c
         batch = rows.take(indices % len(rows) if fixed else indices[:real_count])
         outputs.append(runner(batch.inputs)[contract.output.name][:real_count])
     return np.concatenate(outputs)
+
+
+def scoring_batch_size(contract: Contract) -> int:
+    """Return how many rows are run at a time where nothing is timed."""
+    return _fixed_batch_size(contract) or _SCORING_BATCH_SIZE
 
 
 def _fixed_batch_size(contract: Contract) -> int | None:

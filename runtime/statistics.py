@@ -14,6 +14,9 @@ from monograph.runtime.results import Interval
 
 Array = npt.NDArray[Any]
 CONFIDENCE = 0.95
+_BOOTSTRAP_WORK = 40_000_000
+"""Numbers that one bootstrap may read, about."""
+_TABLE_WORK = 100_000
 
 
 def proportion_interval(success_count: int, row_count: int, confidence: float = CONFIDENCE) -> Interval:
@@ -46,6 +49,62 @@ def bootstrap_interval(
         (values,), statistic, confidence_level=confidence, n_resamples=resamples, method="percentile", rng=seed
     )
     return Interval(estimate, float(result.confidence_interval.low), float(result.confidence_interval.high), confidence)
+
+
+def row_bootstrap_interval(
+    statistic: Callable[[Array], float],
+    row_count: int,
+    estimate: float | None = None,
+    seed: int = 0,
+    confidence: float = CONFIDENCE,
+    row_work: int = 1,
+) -> Interval:
+    """Percentile bootstrap (Efron 1979) of a statistic of how often each row was drawn: int64 ``[n]``.
+
+    A resample with replacement is such counts, so that whatever the statistic sorts or ranks is sorted once and not for each.
+    A draw for which the statistic is not finite, such as an AUC without any positive row, says nothing and is left out.
+
+    Args:
+        statistic: of the counts.
+        row_count: n.
+        estimate: of all rows, where a library has computed it; else the statistic of all ones.
+        seed: of the draws.
+        confidence: of the two-sided interval.
+        row_work: numbers that the statistic reads a row; more of them, or more rows, and fewer draws are made, 200 to 2,000.
+    """
+    estimate = float(statistic(np.ones(row_count, np.int64)) if estimate is None else estimate)
+    resamples = int(np.clip(_BOOTSTRAP_WORK // max(row_count * row_work, 1), 200, 2000))
+    rng = np.random.default_rng(seed)
+    drawn = (np.bincount(rng.integers(0, row_count, row_count), minlength=row_count) for _ in range(resamples))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = np.array([statistic(counts) for counts in drawn])
+    finite = values[np.isfinite(values)]
+    low, high = np.quantile(finite, [(1 - confidence) / 2, (1 + confidence) / 2]) if len(finite) else (estimate, estimate)
+    return Interval(estimate, float(low), float(high), confidence)
+
+
+def multinomial_interval(
+    statistic: Callable[[Array], float], cell_counts: Array, seed: int = 0, confidence: float = CONFIDENCE
+) -> Interval:
+    """Percentile bootstrap (Efron 1979) of a statistic of how many rows fall into each cell of a table: int64 ``[k]``.
+
+    Rows drawn with replacement fall into the cells as a multinomial draw does, so the rows themselves are not needed.
+    """
+    row_count = int(cell_counts.sum())
+    resamples = int(np.clip(_TABLE_WORK // max(len(cell_counts), 1), 200, 1000))
+    draws = np.random.default_rng(seed).multinomial(row_count, cell_counts / row_count, size=resamples)
+    low, high = np.quantile([statistic(draw) for draw in draws], [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(statistic(cell_counts)), float(low), float(high), confidence)
+
+
+def mean_interval(value_sum: float, square_sum: float, row_count: int, confidence: float = CONFIDENCE) -> Interval:
+    """Student's t interval of a mean from the sums of the values and of their squares: all that a stream need keep."""
+    mean = value_sum / row_count
+    if row_count < 2:
+        return Interval(mean, mean, mean, confidence)
+    variance = max(square_sum - row_count * mean**2, 0.0) / (row_count - 1)
+    half = float(stats.t.ppf((1 + confidence) / 2, row_count - 1)) * float(np.sqrt(variance / row_count))
+    return Interval(mean, mean - half, mean + half, confidence)
 
 
 def noninferiority_z(lost: Array | int, gained: Array | int, row_count: int, margin: float) -> Array:

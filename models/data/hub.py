@@ -13,6 +13,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from monograph.errors import DataError
 # Types are inferred for each chunk: a whole number in the first chunk and a fraction in the second would not go together.
 _ROWS_PER_CHUNK = 10_000_000
 _BYTES_PER_CHUNK = 1 << 30
+_ROWS_PER_SPOOLED_BATCH = 1000
 # By pandas' own list the texts "None", "null" and "NA" would be read as missing.
 _CSV: Mapping[str, Any] = {
     "keep_default_na": False,
@@ -65,8 +67,17 @@ def read_file(path: Path, split: str | None, scratch: Path) -> Any:
     builder, options = _FORMATS[path.suffix.lower()]
     with _library(str(path), f"cannot be read as {builder}") as datasets:
         files = {"train": glob.escape(str(path.resolve()))}
+        if builder == "parquet":
+            options = _parquet_options()
         loaded = datasets.load_dataset(builder, data_files=files, cache_dir=str(scratch), **options)
     return pick_split(loaded, split, str(path))
+
+
+def _parquet_options() -> dict[str, Any]:
+    """Read a thousand rows at a time; what Arrow buffers beforehand it would hold until the whole file is read."""
+    from pyarrow.dataset import ParquetFragmentScanOptions
+
+    return {"batch_size": 1000, "fragment_scan_options": ParquetFragmentScanOptions(pre_buffer=False)}
 
 
 def is_saved_dataset(path: Path) -> bool:
@@ -122,6 +133,25 @@ def read_hub(name: str, split: str | None, scratch: Path) -> Any:
         huggingface_hub.HfApi().dataset_info(repository, timeout=10)
         loaded = datasets.load_dataset(repository, configuration or None, cache_dir=str(scratch))
     return pick_split(loaded, split, name)
+
+
+def spool(iterable: Any, origin: str, scratch: Path) -> Any:
+    """Write a ``datasets.IterableDataset`` to disk as it comes, a thousand rows in memory at a time: it has a length then.
+
+    Raises:
+        DataError: it cannot be read, or gives no rows.
+    """
+    path = scratch / "spooled.arrow"
+    with _library(origin, "cannot be read as an iterable dataset") as datasets:
+        from datasets.arrow_writer import ArrowWriter
+
+        with ArrowWriter(path=str(path), features=iterable.features, writer_batch_size=_ROWS_PER_SPOOLED_BATCH) as writer:
+            rows = iter(iterable)
+            first = next(rows)  # what has none ends here, and is told as other empty data is
+            for row in chain((first,), rows):
+                writer.write(iterable.features.encode_example(row) if iterable.features else row)
+            writer.finalize()
+        return datasets.Dataset.from_file(str(path))
 
 
 def pick_split(loaded: Any, split: str | None, origin: str) -> Any:

@@ -17,7 +17,7 @@ from monograph.models.contract import Contract, ImagePreprocessing, TensorSpec, 
 from monograph.models.data.labels import Labels, encode_labels
 from monograph.models.data.pictures import EncodedPictures
 from monograph.models.data.preprocess import Values, preprocess
-from monograph.models.data.rows import Rows
+from monograph.models.data.rows import Array, Rows
 from monograph.models.data.tables import Column, ColumnKind, Table, read_table
 
 _LABEL_COLUMNS = ("label", "labels", "y", "target")
@@ -73,10 +73,18 @@ def load_rows(
     # What the library writes while reading must not be found again by a later run on changed files.
     with tempfile.TemporaryDirectory(prefix="monograph-data-", ignore_cleanup_errors=True) as scratch:
         table = read_table(data, split=split, scratch=Path(scratch))
-        plan = choose_columns(table, contract, columns or {}, label_column)
-        if needs_labels and plan.label is None:
-            raise DataError(f"{table.origin}: no labels, and this needs them: name the label column{_listed(table)}")
+        plan = plan_columns(table, contract, columns, label_column, needs_labels=needs_labels)
         return _read_plan(table, plan, contract, tokenizer_json, limit)
+
+
+def plan_columns(
+    table: Table, contract: Contract, columns: Mapping[str, str] | None, label_column: str | None, *, needs_labels: bool
+) -> ColumnPlan:
+    """Decide which column is what; raises what :func:`choose_columns` does, and where labels are needed and missing."""
+    plan = choose_columns(table, contract, columns or {}, label_column)
+    if needs_labels and plan.label is None:
+        raise DataError(f"{table.origin}: no labels, and this needs them: name the label column{_listed(table)}")
+    return plan
 
 
 def choose_columns(table: Table, contract: Contract, columns: Mapping[str, str], label_column: str | None) -> ColumnPlan:
@@ -183,17 +191,10 @@ def _listed(table: Table) -> str:
 
 
 def _read_plan(table: Table, plan: ColumnPlan, contract: Contract, tokenizer_json: str | None, limit: int | None) -> Rows:
-    n = _common_length(table, plan)
+    n = common_length(table, plan)
     count = n if limit is None else min(limit, n)
     labels = _read_labels(table, plan, contract, count)
-    # Inputs of one text share the object, by which they are known to be one text.
-    raw: dict[tuple[str, ...], Values] = {}
-    for spec in contract.inputs:
-        group = plan.inputs[spec.name]
-        if group not in raw:
-            raw[group] = _read_columns(table, group, spec, count)
-    values = {name: raw[group] for name, group in plan.inputs.items()}
-    inputs, assumed = preprocess(values, contract, tokenizer_json=tokenizer_json, origin=table.origin)
+    inputs, assumed = read_inputs(table, plan, contract, tokenizer_json, 0, count)
     return Rows(
         inputs=inputs,
         labels=None if labels is None else labels.values[:count],
@@ -203,7 +204,26 @@ def _read_plan(table: Table, plan: ColumnPlan, contract: Contract, tokenizer_jso
     )
 
 
-def _common_length(table: Table, plan: ColumnPlan) -> int:
+def read_inputs(
+    table: Table, plan: ColumnPlan, contract: Contract, tokenizer_json: str | None, start: int, stop: int
+) -> tuple[dict[str, Array], tuple[str, ...]]:
+    """Read rows ``start`` to ``stop`` as the model takes them; returns its inputs and what had to be assumed.
+
+    Raises:
+        DataError: values that do not fit the model.
+    """
+    # Inputs of one text share the object, by which they are known to be one text.
+    raw: dict[tuple[str, ...], Values] = {}
+    for spec in contract.inputs:
+        group = plan.inputs[spec.name]
+        if group not in raw:
+            raw[group] = _read_columns(table, group, spec, start, stop)
+    values = {name: raw[group] for name, group in plan.inputs.items()}
+    return preprocess(values, contract, tokenizer_json=tokenizer_json, origin=table.origin)
+
+
+def common_length(table: Table, plan: ColumnPlan) -> int:
+    """Return how many rows the columns of the plan have; raises DataError where they differ or have none."""
     used = [name for group in plan.inputs.values() for name in group] + ([] if plan.label is None else [plan.label])
     lengths = {name: table.columns[name].length for name in used}
     if len(set(lengths.values())) > 1:
@@ -215,11 +235,11 @@ def _common_length(table: Table, plan: ColumnPlan) -> int:
     return n
 
 
-def _read_columns(table: Table, group: tuple[str, ...], spec: TensorSpec, count: int) -> Values:
+def _read_columns(table: Table, group: tuple[str, ...], spec: TensorSpec, start: int, stop: int) -> Values:
     if len(group) > 1:
-        return np.stack([np.asarray(table.columns[name].read(count)) for name in group], axis=1)
+        return np.stack([np.asarray(table.columns[name].read(start, stop)) for name in group], axis=1)
     column = table.columns[group[0]]
-    values = column.read(count)
+    values = column.read(start, stop)
     if isinstance(spec.preprocessing, ImagePreprocessing) and column.kind is ColumnKind.TEXT:
         return EncodedPictures(len(values), values.__getitem__, f"{table.origin}: column {group[0]!r}", table.folder)
     return values
@@ -230,5 +250,5 @@ def _read_labels(table: Table, plan: ColumnPlan, contract: Contract, count: int)
         return None
     column = table.columns[plan.label]
     # Of names all are read: classes numbered by their sorted names must not depend on the limit.
-    values = column.read(column.length if column.kind is ColumnKind.TEXT else count)
+    values = column.read(0, column.length if column.kind is ColumnKind.TEXT else count)
     return encode_labels(values, column.class_names or table.class_names, contract, f"{table.origin}: column {plan.label!r}")

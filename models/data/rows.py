@@ -114,3 +114,12 @@ class Rows:
             class_names=None if names is None else tuple(map(str, names)),
             origin=str(path),
         )
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A column of few or many values, each by its number."""
+
+    numbers: Array
+    """int32 ``[n]``."""
+    values: tuple[str, ...]

@@ -26,6 +26,7 @@ from monograph.models.data.hub import (
     read_hub,
     read_image_folder,
     read_saved,
+    spool,
 )
 from monograph.models.data.pictures import EncodedPictures
 from monograph.models.data.preprocess import Values
@@ -48,11 +49,11 @@ class ColumnKind(StrEnum):
 
 @dataclass(frozen=True)
 class Column:
-    """One raw column; ``read(count)`` returns its first ``count`` values."""
+    """One raw column; ``read(start, stop)`` returns the values of these rows."""
 
     kind: ColumnKind
     length: int
-    read: Callable[[int], Values]
+    read: Callable[[int, int], Values]
     class_names: tuple[str, ...] | None = None
     """For a column of class numbers: the names that its dataset states."""
 
@@ -95,7 +96,7 @@ def read_table(data: str, *, split: str | None, scratch: Path) -> Table:
         SourceError: the factory cannot be imported.
     """
     if data.startswith(FACTORY_PREFIX):
-        return _table_from_factory(data, split)
+        return _table_from_factory(data, split, scratch)
     path = Path(data).expanduser()
     try:
         is_folder, is_file = path.is_dir(), path.is_file()
@@ -116,7 +117,7 @@ def read_table(data: str, *, split: str | None, scratch: Path) -> Table:
     return _table_from_dataset(read_hub(data.removeprefix(HUB_PREFIX), split, scratch), data, Path.cwd())
 
 
-def _table_from_factory(data: str, split: str | None) -> Table:
+def _table_from_factory(data: str, split: str | None, scratch: Path) -> Table:
     factory = import_factory(data)
     try:
         made = factory()
@@ -132,6 +133,8 @@ def _table_from_factory(data: str, split: str | None) -> Table:
     datasets = sys.modules.get("datasets")
     if datasets is not None and isinstance(made, datasets.Dataset | datasets.DatasetDict):
         return _table_from_dataset(pick_split(made, split, data), data, Path.cwd())
+    if datasets is not None and isinstance(made, datasets.IterableDataset | datasets.IterableDatasetDict):
+        return _table_from_dataset(spool(pick_split(made, split, data), data, scratch), data, Path.cwd())
     if not isinstance(made, Mapping):
         found = type(made).__name__
         raise DataError(f"{data}: the factory returned {found}, expected a mapping with arrays x and y, Rows, or a Dataset")
@@ -175,7 +178,7 @@ def _class_names(names: Any, origin: str) -> tuple[str, ...]:
 
 def _column_of_values(values: Any, where: str) -> Column:
     if isinstance(values, list | tuple) and values and isinstance(values[0], Image.Image):
-        return Column(ColumnKind.IMAGE, len(values), lambda count: values[:count])
+        return Column(ColumnKind.IMAGE, len(values), lambda start, stop: values[start:stop])
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -185,9 +188,9 @@ def _column_of_values(values: Any, where: str) -> Column:
     if array.dtype.kind == "O" and array.ndim == 1 and all(isinstance(value, str) for value in array):
         array = array.astype(str)
     if array.ndim == 0 or array.dtype.kind not in "biufU":
-        return Column(ColumnKind.OTHER, 1 if array.ndim == 0 else len(array), lambda _: _refuse(array, where))
+        return Column(ColumnKind.OTHER, 1 if array.ndim == 0 else len(array), lambda start, stop: _refuse(array, where))
     scalar = ColumnKind.TEXT if array.dtype.kind == "U" else ColumnKind.NUMBER
-    return Column(scalar if array.ndim == 1 else ColumnKind.ARRAY, len(array), lambda count: array[:count])
+    return Column(scalar if array.ndim == 1 else ColumnKind.ARRAY, len(array), lambda start, stop: array[start:stop])
 
 
 def _refuse(array: Array, where: str) -> Values:
@@ -222,21 +225,21 @@ def _kind(feature: Any) -> ColumnKind:
     return ColumnKind.TEXT if dtype in ("string", "large_string") and not nested else ColumnKind.OTHER
 
 
-def _read_arrow(dataset: Any, name: str, where: str, _folder: Path, count: int) -> Values:
+def _read_arrow(dataset: Any, name: str, where: str, _folder: Path, start: int, stop: int) -> Values:
     """Return numbers, or equally long lists of numbers, as one array; anything else is refused."""
-    values = _arrow_column(dataset, name, count)
+    values = _arrow_column(dataset, name, start, stop)
     shape = [len(values)]
-    _require_no_nulls(values, where)
+    _require_no_nulls(values, where, start)
     values = getattr(values, "storage", values)
     while hasattr(values, "value_lengths"):
         lengths = values.value_lengths().to_numpy(zero_copy_only=False)
         if len(set(lengths.tolist())) > 1:
             # Only the outermost axis counts rows; deeper down, the place within the flattened column says as much.
-            row = int((lengths != lengths[0]).argmax()) * shape[0] // len(lengths)
-            raise DataError(f"{where}: row {row} has another length than row 0: give every row the same shape")
+            row = start + int((lengths != lengths[0]).argmax()) * shape[0] // len(lengths)
+            raise DataError(f"{where}: row {row} has another length than row {start}: give every row the same shape")
         shape.append(int(lengths[0]) if len(lengths) else 0)
         values = values.flatten()
-        _require_no_nulls(values, where, per_row=int(np.prod(shape[1:])))
+        _require_no_nulls(values, where, start, per_row=int(np.prod(shape[1:])))
     array = values.to_numpy(zero_copy_only=False)
     if array.dtype.kind not in "biuf":
         raise DataError(f"{where} holds {values.type}, expected numbers, text or pictures")
@@ -244,16 +247,16 @@ def _read_arrow(dataset: Any, name: str, where: str, _folder: Path, count: int) 
     return np.array(array).reshape(shape)
 
 
-def _read_text(dataset: Any, name: str, where: str, _folder: Path, count: int) -> list[str]:
-    values = _arrow_column(dataset, name, count)
-    _require_no_nulls(values, where)
+def _read_text(dataset: Any, name: str, where: str, _folder: Path, start: int, stop: int) -> list[str]:
+    values = _arrow_column(dataset, name, start, stop)
+    _require_no_nulls(values, where, start)
     return list(values.to_pylist())
 
 
-def _read_pictures(dataset: Any, name: str, where: str, folder: Path, count: int) -> Values:
+def _read_pictures(dataset: Any, name: str, where: str, folder: Path, start: int, stop: int) -> Values:
     import datasets
 
-    encoded = dataset.select_columns([name]).select(range(min(count, len(dataset))))
+    encoded = dataset.select_columns([name]).select(range(start, min(stop, len(dataset))))
     if not isinstance(dataset.features[name], dict):
         encoded = encoded.cast_column(name, datasets.Image(decode=False))
     return EncodedPictures(len(encoded), lambda row: encoded[row][name], where, folder)
@@ -262,14 +265,14 @@ def _read_pictures(dataset: Any, name: str, where: str, folder: Path, count: int
 _READERS: Mapping[ColumnKind, Callable[..., Values]] = {ColumnKind.TEXT: _read_text, ColumnKind.IMAGE: _read_pictures}
 
 
-def _arrow_column(dataset: Any, name: str, count: int) -> Any:
-    column = dataset.select_columns([name]).with_format("arrow")[:count][name]
+def _arrow_column(dataset: Any, name: str, start: int, stop: int) -> Any:
+    column = dataset.select_columns([name]).with_format("arrow")[start:stop][name]
     return column.combine_chunks()
 
 
-def _require_no_nulls(values: Any, where: str, per_row: int = 1) -> None:
+def _require_no_nulls(values: Any, where: str, start: int, per_row: int = 1) -> None:
     if values.null_count:
-        row = int(values.is_null().to_numpy(zero_copy_only=False).argmax()) // max(per_row, 1)
+        row = start + int(values.is_null().to_numpy(zero_copy_only=False).argmax()) // max(per_row, 1)
         raise DataError(f"{where}: row {row} has no value: fill or drop such rows")
 
 

@@ -188,11 +188,24 @@ app.command()(verify)
 
 @app.command()
 def measure(
-    models: Annotated[list[Path], typer.Argument(help="One or more ONNX files.")],
+    models: Annotated[list[Path] | None, typer.Argument(help="One or more ONNX files.")] = None,
     on: Annotated[str, typer.Option(help="Targets, separated by commas; `monograph targets` lists them.")] = "cpu",
     data: Annotated[str | None, typer.Option(help=f"Labelled test rows for accuracy. {DATA}.")] = None,
     data_column: DataColumns = None,
     split: Split = None,
+    slice_: Annotated[
+        list[str] | None,
+        typer.Option("--slice", metavar="COLUMN", help="The same metrics for each value of a column of DATA, or of `class`."),
+    ] = None,
+    group: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Rank the rows of one value against each other, such as one user's.")
+    ] = None,
+    parity: Annotated[
+        bool, typer.Option("--parity", help="Compare each target's outputs with those of cpu and of --reference.")
+    ] = False,
+    reference: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="With --parity: the PyTorch source, `py:…` or `hf:…`.")
+    ] = None,
     batch_sizes: Annotated[str, typer.Option(help="Latency at the first, throughput at all of them.")] = "1,8,32",
     threads: Annotated[int | None, typer.Option(help="Intra-op threads; all usable cores by default.")] = None,
     spinning: Annotated[
@@ -208,9 +221,19 @@ def measure(
         bool, typer.Option("--allow-fallback", help="Measure even where nodes that a target cannot take run elsewhere.")
     ] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file to write, raw samples included.")] = None,
+    samples: Annotated[Path | None, typer.Option(help="File to write every timed call to, as JSON Lines.")] = None,
+    report: Annotated[Path | None, typer.Option(help="HTML file to write.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of the result, and measure nothing.")] = False,
     as_json: Json = False,
 ) -> None:
     """Measure accuracy and latency, each model in a fresh process of its own."""
+    from monograph.pipelines.schema import schema_json, write_samples
+
+    if schema:
+        typer.echo(schema_json(), nl=False)
+        return
+    if not models:
+        raise ConfigError("no model to measure: give one or more ONNX files")
     from monograph.pipelines.measure import measure_models
     from monograph.pipelines.records import write_record
     from monograph.runtime.timing import TimingRule
@@ -227,6 +250,10 @@ def measure(
             rule=TimingRule(min_runs=min_runs, max_s=max_seconds),
             options=dict(map(key_value, provider_option or ())),
             allow_fallback=allow_fallback,
+            slices=slice_ or (),
+            group=group,
+            parity=parity,
+            reference=reference,
             on_progress=lambda model, target: progress.update(0, len(models), f"{model} on {target}"),
         )
     if output is not None:
@@ -234,12 +261,22 @@ def measure(
 
         with write_atomically(output) as staged:
             write_record(staged, measurements)
+    if samples is not None:
+        write_samples(samples, measurements)
+    if report is not None:
+        from monograph.pipelines.report.measurements import write_measurement_report
+
+        write_measurement_report(report, measurements, data)
     if as_json:
         print_json(measurements)
         return
     from monograph.pipelines.report import Contender, contender_table
+    from monograph.pipelines.report.scorecard import scorecard_tables
 
-    Console().print(contender_table([Contender(one.model, "member", one) for one in measurements]))
+    console = Console()
+    console.print(contender_table([Contender(one.model, "member", one) for one in measurements]))
+    for table in scorecard_tables(measurements):
+        console.print(table)
     for note in dict.fromkeys(note for one in measurements for note in (*one.assumed, *one.warnings)):
         progress.note(note)
 

@@ -23,14 +23,14 @@ def weights() -> np.ndarray:
 
 @pytest.fixture
 def classifier(tmp_path: Path) -> Callable[..., Path]:
-    """Write a classifier, logits ``x·W``: float32 [batch x 4] to [batch x 3]; the batch may be fixed."""
+    """Write a classifier, logits ``x·W``: float32 [batch x 4] to [batch x 3]; the batch may be fixed, the width another."""
 
-    def write(batch: str = "batch", input_name: str = "x", name: str = "classifier") -> Path:
+    def write(batch: str = "batch", input_name: str = "x", name: str = "classifier", width: int = 4) -> Path:
         model = onnx.parser.parse_model(
-            f'<ir_version: 10, opset_import: ["": 18]> g (float[{batch}, 4] {input_name}) => (float[{batch}, 3] logits) '
+            f'<ir_version: 10, opset_import: ["": 18]> g (float[{batch}, {width}] {input_name}) => (float[{batch}, 3] logits) '
             f"{{ logits = MatMul({input_name}, W) }}"
         )
-        model.graph.initializer.append(numpy_helper.from_array(WEIGHTS, "W"))
+        model.graph.initializer.append(numpy_helper.from_array(np.resize(WEIGHTS, (width, 3)), "W"))
         path = tmp_path / f"{name}.onnx"
         onnx.save(model, path)
         return path
