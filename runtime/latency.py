@@ -10,6 +10,7 @@ from monograph.runtime.statistics import quantile_interval
 from monograph.runtime.timing import FEWEST_RUNS, RawTiming
 
 _NS_PER_S = 1_000_000_000
+_DISTURBED_SHARE = 0.05
 
 
 def summarise_latency(raw: RawTiming) -> Latency:
@@ -28,11 +29,28 @@ def summarise_latency(raw: RawTiming) -> Latency:
         create_s=raw.create_ns / _NS_PER_S,
         first_run_s=raw.first_run_ns / _NS_PER_S,
         warmup_runs=raw.warmup_runs,
+        warmup_ns=raw.warmup_ns,
         samples_ns=raw.samples_ns,
         p50_s=p50,
         p90_s=p90,
         p99_s=p99,
     )
+
+
+def timing_warnings(raw: RawTiming) -> list[str]:
+    """Return what makes the figures of one series doubtful."""
+    found, run_count = [], len(raw.samples_ns)
+    if not raw.is_steady:
+        found.append(
+            f"calls at batch {raw.batch_size} were still changing speed when time was over: the figures are of the last "
+            f"{run_count} of {run_count + raw.warmup_runs} runs; measure longer (--max-seconds)"
+        )
+    if raw.other_level_runs > _DISTURBED_SHARE * run_count:
+        found.append(
+            f"{raw.other_level_runs} of {run_count} runs at batch {raw.batch_size} came while calls went at another speed "
+            "for a time: something disturbed the machine"
+        )
+    return found
 
 
 def summarise_throughput(raw: RawTiming) -> Throughput:

@@ -18,7 +18,7 @@ from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
 from monograph.runtime.environment import describe_environment, environment_warnings
 from monograph.runtime.job import BATCH_SIZES, Contender, Job, RawRun, Settings, run_in_process
-from monograph.runtime.latency import summarise_latency, summarise_throughput
+from monograph.runtime.latency import summarise_latency, summarise_throughput, timing_warnings
 from monograph.runtime.placement import check_placement
 from monograph.runtime.results import Accuracy, Evidence, Measurement
 from monograph.runtime.session import usable_cores
@@ -55,6 +55,8 @@ def measure(contender: Contender, target: Target, rows: Rows | None, settings: S
         warnings += check_placement(run.placement, target.provider, target.name, allow_fallback=settings.allow_fallback)
     evidence = run.evidence or target.evidence
     is_timed = bool(run.timings) and evidence in (Evidence.EXECUTED, Evidence.DEVICE)
+    if is_timed:
+        warnings += [warning for raw in run.timings for warning in timing_warnings(raw)]
     return Measurement(
         model=contender.name,
         sha256=contender.sha256,

@@ -56,6 +56,8 @@ class Latency:
     p90_s: Interval
     p99_s: Interval | None
     """None where there were too few runs for a finite interval."""
+    warmup_ns: tuple[int, ...] = ()
+    """Raw too: what came before the change point after which the speed stayed what it was at the end."""
 
 
 @dataclass(frozen=True)

@@ -38,12 +38,19 @@ def quantile_interval(samples: Sequence[float] | Array, quantile: float, confide
 def bootstrap_interval(
     values: Array, statistic: Callable[..., Any], seed: int = 0, confidence: float = CONFIDENCE, resamples: int = 2000
 ) -> Interval:
-    """Percentile bootstrap (Efron 1979) over the first axis of ``values``; rows or blocks are resampled whole."""
+    """Expanded percentile bootstrap over the first axis of ``values``; rows or blocks are resampled whole.
+
+    The percentile bootstrap (Efron 1979) of few blocks is too narrow: that of the median of 7 misses the truth in 12 of 100
+    cases. Its percentiles are therefore moved out by what Student's t for n − 1 is wider than the normal
+    (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", arXiv 1411.5279, section 3.3).
+    """
     estimate = float(statistic(values, axis=0))
     if len(values) < 2 or np.ptp(values) == 0:
         return Interval(estimate, estimate, estimate, confidence)
+    n = len(values)
+    wider = float(stats.norm.cdf(np.sqrt(n / (n - 1)) * stats.t.ppf((1 + confidence) / 2, n - 1)))
     result = stats.bootstrap(
-        (values,), statistic, confidence_level=confidence, n_resamples=resamples, method="percentile", rng=seed
+        (values,), statistic, confidence_level=2 * wider - 1, n_resamples=resamples, method="percentile", rng=seed
     )
     return Interval(estimate, float(result.confidence_interval.low), float(result.confidence_interval.high), confidence)
 
