@@ -16,7 +16,7 @@ import numpy.typing as npt
 from monograph.errors import ConfigError
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
-from monograph.runtime.environment import describe_environment, environment_warnings
+from monograph.runtime.environment import describe_environment, environment_doubts, environment_warnings, look_before
 from monograph.runtime.job import BATCH_SIZES, Contender, Job, RawRun, Settings, run_in_process
 from monograph.runtime.latency import summarise_latency, summarise_throughput, timing_warnings
 from monograph.runtime.placement import check_placement
@@ -46,7 +46,7 @@ def measure(contender: Contender, target: Target, rows: Rows | None, settings: S
     here = target.probe()
     if not here.is_here:
         raise ConfigError(f"target {target.name} is not here: {here.describe()}")
-    warnings = environment_warnings()
+    warnings, before = environment_warnings(), look_before()
     threads = settings.threads or usable_cores()
     if threads > usable_cores():
         warnings.append(f"{threads} threads on {usable_cores()} usable cores: they wait for one another")
@@ -57,13 +57,15 @@ def measure(contender: Contender, target: Target, rows: Rows | None, settings: S
     is_timed = bool(run.timings) and evidence in (Evidence.EXECUTED, Evidence.DEVICE)
     if is_timed:
         warnings += [warning for raw in run.timings for warning in timing_warnings(raw)]
+    environment = describe_environment(threads, settings.spinning, before)
+    warnings += environment_doubts(environment)
     return Measurement(
         model=contender.name,
         sha256=contender.sha256,
         size_bytes=contender.size_bytes,
         target=target.name,
         evidence=evidence,
-        environment=describe_environment(threads, settings.spinning),
+        environment=environment,
         accuracy=_score(run.outputs, rows, contender.contract),
         latency=summarise_latency(run.timings[0]) if is_timed else None,
         throughput=tuple(map(summarise_throughput, run.timings)) if is_timed else (),

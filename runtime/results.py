@@ -96,6 +96,19 @@ class Environment:
     packages: Mapping[str, str]
     threads: int
     spinning: bool
+    """Whether idle threads of ONNX Runtime wait by spinning."""
+    affinity: tuple[int, ...] | None = None
+    """The logical cores that the process may run on."""
+    quota_cores: float | None = None
+    """Cores' worth of time that the cgroup gives; None where it sets no limit."""
+    governor: str | None = None
+    """The kernel's policy for the frequency of cores, where it tells."""
+    turbo: bool | None = None
+    load_before: float | None = None
+    """Threads that wanted to run, the mean over the minute before measuring began; of the whole machine."""
+    load_after: float | None = None
+    throttled_periods: int | None = None
+    """How often, while measuring, the quota was used up and threads were stopped."""
 
 
 @dataclass(frozen=True)

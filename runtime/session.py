@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monograph.errors import ConfigError, MissingPackageError, SourceError, WorkerError
+from monograph.runtime.processor import quota_cores
 from monograph.runtime.provider_options import check_options
 from monograph.runtime.results import Placed
 from monograph.runtime.session_spec import CPU_PROVIDER, SessionSpec
@@ -50,10 +51,14 @@ _NVIDIA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may really use: the least of affinity and the cgroup's quota."""
+    """Return how many cores this process may really use: the least of affinity and the cgroup's quota, at least 1.
+
+    A quota of 1.5 cores is one: with two threads both would be stopped for a quarter of each period.
+    """
     import joblib  # slow to import, and a measuring process is told its threads
 
-    return int(joblib.cpu_count())
+    cores, quota = int(joblib.cpu_count()), quota_cores()
+    return cores if quota is None else max(1, min(cores, int(quota)))
 
 
 def available_providers() -> tuple[str, ...]:
