@@ -10,6 +10,10 @@ from monograph.errors import ConfigError
 from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.models.sources import Scheme, parse_source
 from monograph.pipelines.data import DataSpec, as_data_spec
+from monograph.pipelines.profile import attribute_to_members
+from monograph.runtime.extras import check_extras
+from monograph.runtime.load import LoadSpec
+from monograph.runtime.loadgen import LoadgenSpec
 from monograph.runtime.measure import BATCH_SIZES, Settings, measure, onnx_contender
 from monograph.runtime.provider_options import check_options
 from monograph.runtime.results import Measurement
@@ -28,6 +32,9 @@ def measure_models(
     rule: TimingRule | None = None,
     options: Mapping[str, str] | None = None,
     allow_fallback: bool = False,
+    load: LoadSpec | None = None,
+    loadgen: LoadgenSpec | None = None,
+    profile: bool = False,
     on_progress: Callable[[str, str], None] = lambda model, target: None,
 ) -> list[Measurement]:
     """Measure each model on each target, each in a fresh process of its own.
@@ -42,6 +49,9 @@ def measure_models(
         rule: how long to measure.
         options: of the execution provider, for all targets asked for.
         allow_fallback: measure even where nodes that a target cannot take run elsewhere.
+        load: callers at once, or arrivals at a rate, to measure under as well.
+        loadgen: the scenario in which MLPerf's LoadGen is to drive the model as well.
+        profile: tell the time per operator, provider and, of a fused graph, per member as well.
         on_progress: told the model and the target before each measurement.
 
     Raises:
@@ -57,13 +67,16 @@ def measure_models(
     files = [_onnx(str(model)) for model in models]
     spec = as_data_spec(data)
     rows = [None if spec is None else spec.load(file.contract, file.tokenizer_json) for file in files]
-    settings = Settings(tuple(batch_sizes), threads, spinning, rule or TimingRule(), allow_fallback)
+    settings = Settings(tuple(batch_sizes), threads, spinning, rule or TimingRule(), allow_fallback, load, loadgen, profile)
+    for target in targets:
+        check_extras(target, settings)
     measurements = []
     for file, file_rows in zip(files, rows, strict=True):
         for target in targets:
             on_progress(file.path.stem, target.name)
             contender = onnx_contender(file.path.stem, file.path, file.contract, file.sha256, file.size_bytes, target)
-            measurements.append(measure(contender, target, file_rows, settings))
+            measurement = measure(contender, target, file_rows, settings)
+            measurements.append(attribute_to_members(measurement, file.path))
     return measurements
 
 

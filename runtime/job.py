@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
+from monograph.runtime.load import LoadSpec
+from monograph.runtime.loadgen import LoadgenSpec
 from monograph.runtime.process import LOCAL, Launcher, call_in_fresh_process
 from monograph.runtime.results import Evidence, Placed
 from monograph.runtime.runner import OUTPUTS_FILE, ROWS_FILE
@@ -51,6 +53,10 @@ class Settings:
     rule: TimingRule = field(default_factory=TimingRule)
     allow_fallback: bool = False
     """Whether nodes that a target cannot take may run elsewhere."""
+    load: LoadSpec | None = None
+    """What is measured beside the timing, each in a process of its own (see :mod:`monograph.runtime.extras`)."""
+    loadgen: LoadgenSpec | None = None
+    profile: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,22 +90,9 @@ def run_in_process(job: Job, launcher: Launcher = LOCAL) -> RawRun:
     Raises:
         MonographError: the contender cannot be loaded or run.
     """
-    contender, rows, settings = job.contender, job.rows, job.settings
     with tempfile.TemporaryDirectory(prefix="monograph-rows-") as name:
         folder = Path(name)
-        if rows is not None:
-            rows.save(folder / ROWS_FILE)
-        raw = call_in_fresh_process(
-            "monograph.runtime.runner:time_and_run",
-            {
-                "loader": contender.loader,
-                "loader_arguments": dict(contender.loader_arguments),
-                "contract_json": contender.contract.to_json(),
-                "folder": str(folder),
-                "settings": asdict(settings) | {"threads": settings.threads or usable_cores()},
-            },
-            launcher=launcher,
-        )
+        raw = call_with_rows("monograph.runtime.runner:time_and_run", job, folder, launcher)
         outputs_file = folder / OUTPUTS_FILE
         outputs = np.load(outputs_file, allow_pickle=False) if outputs_file.exists() else None
     return RawRun(
@@ -107,6 +100,28 @@ def run_in_process(job: Job, launcher: Launcher = LOCAL) -> RawRun:
         outputs=outputs,
         placement=tuple(Placed(**record | _tuples(record)) for record in raw["placement"]),
         peak_memory_bytes=raw["peak_memory_bytes"],
+    )
+
+
+def call_with_rows(function: str, job: Job, folder: Path, launcher: Launcher = LOCAL) -> Any:
+    """Call one of :mod:`monograph.runtime.runner`'s functions in a fresh process, with the rows of ``job`` in ``folder``.
+
+    Raises:
+        MonographError: the contender cannot be loaded or run.
+    """
+    contender, settings = job.contender, job.settings
+    if job.rows is not None:
+        job.rows.save(folder / ROWS_FILE)
+    return call_in_fresh_process(
+        function,
+        {
+            "loader": contender.loader,
+            "loader_arguments": dict(contender.loader_arguments),
+            "contract_json": contender.contract.to_json(),
+            "folder": str(folder),
+            "settings": asdict(settings) | {"threads": settings.threads or usable_cores()},
+        },
+        launcher=launcher,
     )
 
 

@@ -17,6 +17,7 @@ from monograph.errors import ConfigError
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
 from monograph.runtime.environment import describe_environment, environment_doubts, environment_warnings, look_before
+from monograph.runtime.extras import Extras, check_extras, measure_extras
 from monograph.runtime.job import BATCH_SIZES, Contender, Job, RawRun, Settings, run_in_process
 from monograph.runtime.latency import summarise_latency, summarise_throughput, timing_warnings
 from monograph.runtime.placement import check_placement
@@ -46,17 +47,20 @@ def measure(contender: Contender, target: Target, rows: Rows | None, settings: S
     here = target.probe()
     if not here.is_here:
         raise ConfigError(f"target {target.name} is not here: {here.describe()}")
+    check_extras(target, settings)
     warnings, before = environment_warnings(), look_before()
     threads = settings.threads or usable_cores()
     if threads > usable_cores():
         warnings.append(f"{threads} threads on {usable_cores()} usable cores: they wait for one another")
-    run = target.run(Job(contender, rows, settings))
+    job = Job(contender, rows, settings)
+    run = target.run(job)
     if run.placement:
         warnings += check_placement(run.placement, target.provider, target.name, allow_fallback=settings.allow_fallback)
     evidence = run.evidence or target.evidence
     is_timed = bool(run.timings) and evidence in (Evidence.EXECUTED, Evidence.DEVICE)
     if is_timed:
         warnings += [warning for raw in run.timings for warning in timing_warnings(raw)]
+    extras = measure_extras(job, run.timings) if is_timed else Extras()
     environment = describe_environment(threads, settings.spinning, before)
     warnings += environment_doubts(environment)
     return Measurement(
@@ -74,7 +78,10 @@ def measure(contender: Contender, target: Target, rows: Rows | None, settings: S
         emulation_s=_median_s(run.timings) if not is_timed else None,
         peak_memory_bytes=run.peak_memory_bytes,
         assumed=(*contender.contract.assumed, *(rows.assumed if rows is not None else ())),
-        warnings=(*warnings, *run.warnings),
+        load=extras.load,
+        loadgen=extras.loadgen,
+        profile=extras.profile,
+        warnings=(*warnings, *run.warnings, *extras.warnings),
     )
 
 

@@ -142,10 +142,12 @@ def open_session(
     spinning: bool = True,
     record_placement: bool = False,
     mapped: bool = False,
+    profile_prefix: Path | None = None,
 ) -> Session:
     """Load ``path`` into ONNX Runtime: sequential execution, ``threads`` intra-op threads (default: the usable cores).
 
     ``mapped`` leaves large weights on disk, those inside the file too: they are mapped, and neither packed nor folded.
+    ``profile_prefix`` turns ONNX Runtime's profiler on and is what the name of its file begins with.
 
     Raises:
         ConfigError: a provider is not in this build of ONNX Runtime, which would only warn and use the CPU, or does not know
@@ -157,6 +159,8 @@ def open_session(
     if spec.provider in _NVIDIA:
         _preload_dlls()
     options = _session_options(spec, threads, spinning, record_placement)
+    if profile_prefix is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile_prefix)
     model: str | bytes = str(path)
     if mapped:
         model = _without_weights(path)
