@@ -76,7 +76,7 @@ def measure_extras(job: Job, timings: Sequence[RawTiming]) -> Extras:
 
 
 def _told_the_rate(spec: LoadgenSpec, timings: Sequence[RawTiming]) -> LoadgenSpec:
-    """Offline is one query, made large enough for its least duration by the rate that it is told to expect."""
+    """Queries are made beforehand, enough of them for the least duration at the rate that LoadGen is told to expect."""
     if spec.rate_per_s is not None or not timings:
         return spec
     return replace(spec, rate_per_s=max(raw.batch_size / median(raw.samples_ns) * 1e9 for raw in timings))

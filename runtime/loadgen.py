@@ -32,6 +32,9 @@ _SUMMARY = "mlperf_log_summary.txt"
 _MOST_SAMPLES = 1024
 _EARLY_STOPPING_QUERIES = 662
 """With fewer LoadGen's own rule cannot bound a 99th percentile."""
+_SURPLUS = 2.0
+_SAMPLES_PER_QUERY = 8
+"""Of MultiStream."""
 _NS_PER_S, _MS_PER_S = 1_000_000_000, 1_000
 
 
@@ -41,7 +44,7 @@ class LoadgenSpec:
 
     scenario: str
     rate_per_s: float | None = None
-    """Queries a second of Server; samples a second that Offline expects, by default what timing found."""
+    """Queries a second of Server; samples a second that the others may expect, by default what timing found."""
     latency_bound_s: float = 0.1
     """What 99% of Server's queries must keep."""
     concurrency: int = 1
@@ -161,9 +164,11 @@ def _test_settings(loadgen: Any, spec: LoadgenSpec, limits: Limits) -> Any:
     if spec.scenario == "server":
         settings.server_target_qps = float(spec.rate_per_s or 0)
         settings.server_target_latency_ns = int(spec.latency_bound_s * _NS_PER_S)
-    if spec.scenario == "offline":
-        # LoadGen makes one query of 1.1 times the samples that it expects in the least duration.
-        settings.offline_expected_qps = float(spec.rate_per_s or max(1.0, limits.min_runs / max(limits.min_s, 1e-3)))
+    # From these LoadGen makes as many queries beforehand as the least duration should take; too few would end it early.
+    samples_per_s = spec.rate_per_s or limits.min_runs / max(limits.min_s, 1e-3)
+    settings.offline_expected_qps = float(_SURPLUS * samples_per_s)
+    settings.single_stream_expected_latency_ns = int(_NS_PER_S / (_SURPLUS * samples_per_s)) + 1
+    settings.multi_stream_expected_latency_ns = int(_NS_PER_S * _SAMPLES_PER_QUERY / (_SURPLUS * samples_per_s)) + 1
     return settings
 
 
