@@ -163,7 +163,7 @@ def _in_threads(
     barrier = threading.Barrier(len(calls), action=lambda: start_ns.append(time.perf_counter_ns()))
 
     def run(call: Callable[[], object]) -> None:
-        _wake_up_sharply()
+        wake_up_sharply()
         barrier.wait()
         try:
             work(call, start_ns[0])
@@ -180,7 +180,7 @@ def _in_threads(
     return time.perf_counter_ns() - start_ns[0]
 
 
-def _wake_up_sharply() -> None:
+def wake_up_sharply() -> None:
     """Let sleep end within microseconds of its time: Linux adds 50 µs to a thread's timers unless told otherwise."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
