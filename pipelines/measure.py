@@ -14,7 +14,11 @@ from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.models.sources import Scheme, parse_source
 from monograph.pipelines.data import DataSpec, as_data_spec
 from monograph.pipelines.parity_matrix import Outputs, add_agreements, check_reference, matrix_rows, matrix_targets
+from monograph.pipelines.profile import attribute_to_members
+from monograph.runtime.extras import check_extras
 from monograph.runtime.job import RawRun
+from monograph.runtime.load import LoadSpec
+from monograph.runtime.loadgen import LoadgenSpec
 from monograph.runtime.measure import BATCH_SIZES, Settings, measure, onnx_contender
 from monograph.runtime.provider_options import check_options
 from monograph.runtime.results import Measurement
@@ -37,6 +41,9 @@ def measure_models(
     group: str | None = None,
     parity: bool = False,
     reference: str | None = None,
+    load: LoadSpec | None = None,
+    loadgen: LoadgenSpec | None = None,
+    profile: bool = False,
     on_progress: Callable[[str, str], None] = lambda model, target: None,
 ) -> list[Measurement]:
     """Measure each model on each target, each in a fresh process of its own.
@@ -55,6 +62,9 @@ def measure_models(
         group: the column of DATA whose rows of one value are ranked against each other, such as a user or a query.
         parity: compare each target's outputs with those of cpu, which is run too; on random rows where no data is given.
         reference: a ``py:`` or ``hf:`` source whose PyTorch outputs are compared with as well.
+        load: callers at once, or arrivals at a rate, to measure under as well.
+        loadgen: the scenario in which MLPerf's LoadGen is to drive the model as well.
+        profile: tell the time per operator, provider and, of a fused graph, per member as well.
         on_progress: told the model and the target before each measurement.
 
     Raises:
@@ -74,7 +84,9 @@ def measure_models(
     spec = as_data_spec(data)
     if spec is None and (slices or group):
         raise ConfigError("--slice and --group name columns of DATA: give --data")
-    settings = Settings(tuple(batch_sizes), threads, spinning, rule or TimingRule(), allow_fallback)
+    settings = Settings(tuple(batch_sizes), threads, spinning, rule or TimingRule(), allow_fallback, load, loadgen, profile)
+    for target in targets:
+        check_extras(target, settings)
     measurements: list[Measurement] = []
     with ExitStack() as opened:
         # All data is opened before anything is measured: what is wrong with it shows at once.
@@ -86,7 +98,7 @@ def measure_models(
                 on_progress(file.path.stem, target.name)
                 contender = onnx_contender(file.path.stem, file.path, file.contract, file.sha256, file.size_bytes, target)
                 keep = partial(outputs.keep, target.name) if parity else _forget
-                of_file.append(measure(contender, target, rows, settings, keep))
+                of_file.append(attribute_to_members(measure(contender, target, rows, settings, keep), file.path))
             if parity:
                 assert rows is not None
                 of_file = add_agreements(of_file, outputs, file, rows, reference)

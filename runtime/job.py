@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
+from monograph.runtime.load import LoadSpec
+from monograph.runtime.loadgen import LoadgenSpec
 from monograph.runtime.process import LOCAL, Launcher, call_in_fresh_process
 from monograph.runtime.results import Evidence, Placed
 from monograph.runtime.runner import OUTPUTS_FILE, ROWS_FILE, scoring_batch_size
@@ -56,6 +58,10 @@ class Settings:
     rule: TimingRule = field(default_factory=TimingRule)
     allow_fallback: bool = False
     """Whether nodes that a target cannot take may run elsewhere."""
+    load: LoadSpec | None = None
+    """What is measured beside the timing, each in a process of its own (see :mod:`monograph.runtime.extras`)."""
+    loadgen: LoadgenSpec | None = None
+    profile: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,23 +98,15 @@ def run_in_process(job: Job, launcher: Launcher = LOCAL) -> RawRun:
     Raises:
         MonographError: the contender cannot be loaded or run.
     """
-    contender, rows, settings = job.contender, job.rows, job.settings
     with tempfile.TemporaryDirectory(prefix="monograph-rows-") as name:
         folder = Path(name)
-        if rows is not None:
-            rows.save(folder / ROWS_FILE)
         with _feeding(job, folder):
-            raw = call_in_fresh_process(
+            raw = call_with_rows(
                 "monograph.runtime.runner:time_and_run",
-                {
-                    "loader": contender.loader,
-                    "loader_arguments": dict(contender.loader_arguments),
-                    "contract_json": contender.contract.to_json(),
-                    "folder": str(folder),
-                    "settings": asdict(settings) | {"threads": settings.threads or usable_cores()},
-                    "streamed_row_count": None if job.stream is None else job.stream.row_count,
-                },
-                launcher=launcher,
+                job,
+                folder,
+                launcher,
+                streamed_row_count=None if job.stream is None else job.stream.row_count,
             )
         outputs_file = folder / OUTPUTS_FILE
         # A mapped file that is removed stays readable until nothing maps it any more.
@@ -126,6 +124,29 @@ def _feeding(job: Job, folder: Path) -> AbstractContextManager[object]:
     if job.stream is None or job.rows is None:
         return nullcontext()
     return Feeder(job.stream, folder, chunk_rows(job.rows, scoring_batch_size(job.contender.contract)))
+
+
+def call_with_rows(function: str, job: Job, folder: Path, launcher: Launcher = LOCAL, **arguments: Any) -> Any:
+    """Call one of :mod:`monograph.runtime.runner`'s functions in a fresh process, with the rows of ``job`` in ``folder``.
+
+    Raises:
+        MonographError: the contender cannot be loaded or run.
+    """
+    contender, settings = job.contender, job.settings
+    if job.rows is not None:
+        job.rows.save(folder / ROWS_FILE)
+    return call_in_fresh_process(
+        function,
+        {
+            "loader": contender.loader,
+            "loader_arguments": dict(contender.loader_arguments),
+            "contract_json": contender.contract.to_json(),
+            "folder": str(folder),
+            "settings": asdict(settings) | {"threads": settings.threads or usable_cores()},
+        }
+        | arguments,
+        launcher=launcher,
+    )
 
 
 def _tuples(record: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

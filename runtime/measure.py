@@ -16,9 +16,10 @@ import numpy.typing as npt
 from monograph.errors import ConfigError
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
-from monograph.runtime.environment import describe_environment, environment_warnings
+from monograph.runtime.environment import describe_environment, environment_doubts, environment_warnings, look_before
+from monograph.runtime.extras import Extras, check_extras, measure_extras
 from monograph.runtime.job import BATCH_SIZES, Contender, Job, RawRun, Settings, run_in_process
-from monograph.runtime.latency import summarise_latency, summarise_throughput
+from monograph.runtime.latency import summarise_latency, summarise_throughput, timing_warnings
 from monograph.runtime.placement import check_placement
 from monograph.runtime.results import Accuracy, Evidence, Measurement, Scorecard
 from monograph.runtime.session import usable_cores
@@ -55,24 +56,31 @@ def measure(
     here = target.probe()
     if not here.is_here:
         raise ConfigError(f"target {target.name} is not here: {here.describe()}")
-    warnings = environment_warnings()
+    check_extras(target, settings)
+    warnings, before = environment_warnings(), look_before()
     threads = settings.threads or usable_cores()
     if threads > usable_cores():
         warnings.append(f"{threads} threads on {usable_cores()} usable cores: they wait for one another")
-    run = target.run(_job(contender, target, rows, settings))
+    job = _job(contender, target, rows, settings)
+    run = target.run(job)
     if run.placement:
         warnings += check_placement(run.placement, target.provider, target.name, allow_fallback=settings.allow_fallback)
     on_run(run)
     evidence = run.evidence or target.evidence
     scorecard, accuracy = _score(run.outputs, rows, contender.contract)
     is_timed = bool(run.timings) and evidence in (Evidence.EXECUTED, Evidence.DEVICE)
+    if is_timed:
+        warnings += [warning for raw in run.timings for warning in timing_warnings(raw)]
+    extras = measure_extras(job, run.timings) if is_timed else Extras()
+    environment = describe_environment(threads, settings.spinning, before)
+    warnings += environment_doubts(environment)
     return Measurement(
         model=contender.name,
         sha256=contender.sha256,
         size_bytes=contender.size_bytes,
         target=target.name,
         evidence=evidence,
-        environment=describe_environment(threads, settings.spinning),
+        environment=environment,
         accuracy=accuracy,
         scorecard=scorecard,
         latency=summarise_latency(run.timings[0]) if is_timed else None,
@@ -82,7 +90,10 @@ def measure(
         emulation_s=_median_s(run.timings) if not is_timed else None,
         peak_memory_bytes=run.peak_memory_bytes,
         assumed=(*contender.contract.assumed, *(rows.assumed if rows is not None else ())),
-        warnings=(*warnings, *run.warnings),
+        load=extras.load,
+        loadgen=extras.loadgen,
+        profile=extras.profile,
+        warnings=(*warnings, *run.warnings, *extras.warnings),
     )
 
 

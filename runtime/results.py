@@ -135,6 +135,8 @@ class Latency:
     p90_s: Interval
     p99_s: Interval | None
     """None where there were too few runs for a finite interval."""
+    warmup_ns: tuple[int, ...] = ()
+    """Raw too: what came before the change point after which the speed stayed what it was at the end."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,87 @@ class Throughput:
     batch_size: int
     rows_per_s: Interval
     run_count: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """Time of calls while several callers, or arrivals at a rate, are served; raw samples are kept."""
+
+    concurrency: int
+    rate_per_s: float | None
+    """Intended arrivals a second; None where each caller waits for its answer and then calls again."""
+    arrivals: str | None
+    """``poisson`` or ``constant``."""
+    completed_per_s: float
+    run_count: int
+    not_begun: int
+    """Calls whose time had come and that were still queued at the end: a rate that the model cannot keep up with."""
+    p50_s: Interval
+    """With a rate, latencies count from the intended arrival, so that a stall counts for all that queue behind it."""
+    p90_s: Interval
+    p99_s: Interval | None
+    service_p50_s: float
+    """Of calls from their real begin, which hides the queue."""
+    service_p99_s: float | None
+    lateness_p99_s: float | None
+    """How late the generator of arrivals itself woke up; an error that the latencies contain."""
+    latency_ns: tuple[int, ...]
+    """Raw, in the order of arrival."""
+    service_ns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LoadgenResult:
+    """What MLPerf's LoadGen said."""
+
+    scenario: str
+    is_valid: bool
+    """Whether the run kept the scenario's rules: its duration, its number of queries and, in Server, its latency bound."""
+    summary: Mapping[str, str]
+    """Its summary as it stands; times in nanoseconds where the keys say ``(ns)``."""
+
+
+@dataclass(frozen=True)
+class ProfiledNode:
+    """A node of the optimised graph and its mean time in a call."""
+
+    name: str
+    op_type: str
+    provider: str
+    seconds: float
+    """Its own: without what ran in its branches."""
+    members: tuple[str, ...] = ()
+    """Which members of a fused graph it serves: one, several that share it, or none where that is not known."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """The nodes of one kind and their part of the time of all nodes."""
+
+    name: str
+    node_count: int
+    seconds: float
+    """In a call, the mean."""
+    share: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Where the time of a call goes, with profiling on, which takes time itself."""
+
+    batch_size: int
+    run_count: int
+    call_s: float
+    nodes_s: float
+    """Of all nodes: each of the three groupings below adds up to it."""
+    outside_nodes_s: float
+    """What the call takes beside its nodes."""
+    nodes: tuple[ProfiledNode, ...]
+    """The slowest first."""
+    by_op_type: tuple[Share, ...]
+    by_provider: tuple[Share, ...]
+    by_members: tuple[Share, ...] = ()
+    """Of a fused graph: each member's own nodes, and those that several share under all their names."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +256,19 @@ class Environment:
     packages: Mapping[str, str]
     threads: int
     spinning: bool
+    """Whether idle threads of ONNX Runtime wait by spinning."""
+    affinity: tuple[int, ...] | None = None
+    """The logical cores that the process may run on."""
+    quota_cores: float | None = None
+    """Cores' worth of time that the cgroup gives; None where it sets no limit."""
+    governor: str | None = None
+    """The kernel's policy for the frequency of cores, where it tells."""
+    turbo: bool | None = None
+    load_before: float | None = None
+    """Threads that wanted to run, the mean over the minute before measuring began; of the whole machine."""
+    load_after: float | None = None
+    throttled_periods: int | None = None
+    """How often, while measuring, the quota was used up and threads were stopped."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +292,9 @@ class Measurement:
     """Median seconds of a call where the hardware is emulated: not a latency."""
     peak_memory_bytes: int | None = None
     """Peak resident memory of the whole measuring process."""
+    load: Load | None = None
+    loadgen: LoadgenResult | None = None
+    profile: Profile | None = None
     assumed: tuple[str, ...] = ()
     """What had to be guessed about the model or the rows."""
     warnings: tuple[str, ...] = ()

@@ -63,19 +63,16 @@ def time_and_run(
 
     Where rows are streamed, so many come in chunks, and the file of rows holds those that are timed.
     """
-    contract = Contract.from_json(contract_json)
-    rows_file = Path(folder) / ROWS_FILE
-    rows = Rows.load(rows_file) if rows_file.exists() else None
-    module_name, _, function_name = loader.partition(":")
-    load: Callable[..., Runner] = getattr(importlib.import_module(module_name), function_name)
+    contract, rows = Contract.from_json(contract_json), read_rows(folder)
+    load = find_loader(loader)
     rule = TimingRule(**settings["rule"])
 
     start = time.perf_counter_ns()
     runner = load(**loader_arguments, threads=settings["threads"], spinning=settings["spinning"])
     create_ns = time.perf_counter_ns() - start
     timings = []
-    for batch_size in _possible_batch_sizes(contract, settings["batch_sizes"]):
-        call = runner.bind(_timing_inputs(contract, rows, batch_size))
+    for batch_size in possible_batch_sizes(contract, settings["batch_sizes"]):
+        call = runner.bind(timing_inputs(contract, rows, batch_size))
         timings.append(asdict(time_calls(call, batch_size, create_ns, rule)))
     peak = peak_memory_bytes()
     if streamed_row_count is not None:
@@ -85,6 +82,19 @@ def time_and_run(
         outputs = run_all_rows(runner, contract, rows)
         np.save(Path(folder) / OUTPUTS_FILE, outputs, allow_pickle=False)
     return {"timings": timings, "placement": [asdict(placed) for placed in runner.placement()], "peak_memory_bytes": peak}
+
+
+def read_rows(folder: str) -> Rows | None:
+    """Return the rows that the other side wrote to ``folder``, if any."""
+    rows_file = Path(folder) / ROWS_FILE
+    return Rows.load(rows_file) if rows_file.exists() else None
+
+
+def find_loader(loader: str) -> Callable[..., Runner]:
+    """Return the function that is named ``module:function``."""
+    module_name, _, function_name = loader.partition(":")
+    found: Callable[..., Runner] = getattr(importlib.import_module(module_name), function_name)
+    return found
 
 
 def run_all_rows(runner: Callable[[Mapping[str, Array]], Mapping[str, Array]], contract: Contract, rows: Rows) -> Array:
@@ -110,13 +120,14 @@ def _fixed_batch_size(contract: Contract) -> int | None:
     return first if isinstance(first, int) else None
 
 
-def _possible_batch_sizes(contract: Contract, wanted: Sequence[int]) -> list[int]:
+def possible_batch_sizes(contract: Contract, wanted: Sequence[int]) -> list[int]:
+    """Return the batch sizes ``wanted``, or the only one that the model takes."""
     fixed = _fixed_batch_size(contract)
     return list(wanted) if fixed is None else [fixed]
 
 
-def _timing_inputs(contract: Contract, rows: Rows | None, batch_size: int) -> dict[str, Array]:
-    """The first rows there are, repeated where they are too few, or random ones."""
+def timing_inputs(contract: Contract, rows: Rows | None, batch_size: int) -> dict[str, Array]:
+    """Return the first rows there are, repeated where they are too few, or random ones."""
     if rows is None:
         return random_inputs(contract, batch_size, np.random.default_rng(0), _TIMING_SEQUENCE_LENGTH)
     return dict(rows.take(np.arange(batch_size) % len(rows)).inputs)

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monograph.errors import ConfigError, MissingPackageError, SourceError, WorkerError
+from monograph.runtime.processor import quota_cores
 from monograph.runtime.provider_options import check_options
 from monograph.runtime.results import Placed
 from monograph.runtime.session_spec import CPU_PROVIDER, SessionSpec
@@ -50,10 +51,14 @@ _NVIDIA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may really use: the least of affinity and the cgroup's quota."""
+    """Return how many cores this process may really use: the least of affinity and the cgroup's quota, at least 1.
+
+    A quota of 1.5 cores is one: with two threads both would be stopped for a quarter of each period.
+    """
     import joblib  # slow to import, and a measuring process is told its threads
 
-    return int(joblib.cpu_count())
+    cores, quota = int(joblib.cpu_count()), quota_cores()
+    return cores if quota is None else max(1, min(cores, int(quota)))
 
 
 def available_providers() -> tuple[str, ...]:
@@ -137,10 +142,12 @@ def open_session(
     spinning: bool = True,
     record_placement: bool = False,
     mapped: bool = False,
+    profile_prefix: Path | None = None,
 ) -> Session:
     """Load ``path`` into ONNX Runtime: sequential execution, ``threads`` intra-op threads (default: the usable cores).
 
     ``mapped`` leaves large weights on disk, those inside the file too: they are mapped, and neither packed nor folded.
+    ``profile_prefix`` turns ONNX Runtime's profiler on and is what the name of its file begins with.
 
     Raises:
         ConfigError: a provider is not in this build of ONNX Runtime, which would only warn and use the CPU, or does not know
@@ -152,6 +159,8 @@ def open_session(
     if spec.provider in _NVIDIA:
         _preload_dlls()
     options = _session_options(spec, threads, spinning, record_placement)
+    if profile_prefix is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile_prefix)
     model: str | bytes = str(path)
     if mapped:
         model = _without_weights(path)

@@ -17,6 +17,7 @@ CONFIDENCE = 0.95
 _BOOTSTRAP_WORK = 40_000_000
 """Numbers that one bootstrap may read, about."""
 _TABLE_WORK = 100_000
+_BATCHES = 20
 
 
 def proportion_interval(success_count: int, row_count: int, confidence: float = CONFIDENCE) -> Interval:
@@ -38,16 +39,45 @@ def quantile_interval(samples: Sequence[float] | Array, quantile: float, confide
     return Interval(estimate, float(interval.low), float(interval.high), confidence)
 
 
+def batched_quantile_interval(
+    samples: Sequence[float] | Array, quantile: float, seed: int = 0, confidence: float = CONFIDENCE, resamples: int = 500
+) -> Interval | None:
+    """Return the quantile of a series whose values depend on those before, as latencies in a queue do, with its interval.
+
+    20 consecutive batches are drawn whole, with replacement (block bootstrap, Carlstein 1986, doi 10.1214/aos/1176350057);
+    the interval from order statistics would take every value for a new witness. None where that one would be None too.
+    """
+    values = np.asarray(samples, np.float64)
+    if quantile_interval(values, quantile, confidence) is None or len(values) < _BATCHES:
+        return None
+    batches = values[: len(values) // _BATCHES * _BATCHES].reshape(_BATCHES, -1)
+    drawn = np.random.default_rng(seed).integers(0, _BATCHES, (resamples, _BATCHES))
+    estimates = [float(np.quantile(batches[chosen], quantile)) for chosen in drawn]
+    tail = _expanded_tail(_BATCHES, confidence)
+    low, high = np.quantile(estimates, [tail, 1 - tail])
+    estimate = float(np.quantile(values, quantile))
+    return Interval(estimate, min(float(low), estimate), max(float(high), estimate), confidence)
+
+
+def _expanded_tail(count: int, confidence: float) -> float:
+    """The share that the expanded percentile bootstrap leaves out on either side (see :func:`bootstrap_interval`)."""
+    return float(stats.norm.cdf(-np.sqrt(count / (count - 1)) * stats.t.ppf((1 + confidence) / 2, count - 1)))
+
+
 def bootstrap_interval(
     values: Array, statistic: Callable[..., Any], seed: int = 0, confidence: float = CONFIDENCE, resamples: int = 2000
 ) -> Interval:
-    """Percentile bootstrap (Efron 1979) over the first axis of ``values``; rows or blocks are resampled whole."""
+    """Expanded percentile bootstrap over the first axis of ``values``; rows or blocks are resampled whole.
+
+    The percentile bootstrap (Efron 1979) of few blocks is too narrow: that of the median of 7 misses the truth in 12 of 100
+    cases. Its percentiles are therefore moved out by what Student's t for n − 1 is wider than the normal
+    (Hesterberg 2015, "What Teachers Should Know About the Bootstrap", arXiv 1411.5279, section 3.3).
+    """
     estimate = float(statistic(values, axis=0))
     if len(values) < 2 or np.ptp(values) == 0:
         return Interval(estimate, estimate, estimate, confidence)
-    result = stats.bootstrap(
-        (values,), statistic, confidence_level=confidence, n_resamples=resamples, method="percentile", rng=seed
-    )
+    level = 1 - 2 * _expanded_tail(len(values), confidence)
+    result = stats.bootstrap((values,), statistic, confidence_level=level, n_resamples=resamples, method="percentile", rng=seed)
     return Interval(estimate, float(result.confidence_interval.low), float(result.confidence_interval.high), confidence)
 
 

@@ -1,7 +1,8 @@
-"""Timing of single calls: first run and steady state apart, raw nanoseconds kept.
+"""Timing of single calls: first run, warm-up and steady state apart, raw nanoseconds of all of them kept.
 
 The floor is a bare loop over the same call: reading the clock twice (about 0.1 µs) and one list append a run. This
-module runs inside the measuring process and imports the standard library only.
+module runs inside the measuring process and imports numpy and the standard library only; numpy looks for the end of
+warm-up (:mod:`monograph.runtime.warmup`) between runs, some milliseconds each time, once enough of them are done.
 """
 
 from __future__ import annotations
@@ -11,20 +12,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
+from monograph.runtime.warmup import find_steady_state
+
 FEWEST_RUNS = 40
 """36 are the fewest that bound p90 on both sides at 95%."""
 _NS_PER_S = 1_000_000_000
+_GROWTH = 1.25
+"""By how much a series grows, at least, before the end of its warm-up is looked for again."""
 
 
 @dataclass(frozen=True)
 class TimingRule:
-    """How long to measure: until both minima are met, but no longer than ``max_s`` seconds once 40 runs are done."""
+    """How long to measure: until runs after warm-up meet both minima, but no longer than ``max_s`` once 40 runs are done."""
 
     min_runs: int = 400
     """368 runs are the fewest that bound p99 on both sides at 95%."""
     min_s: float = 1.0
     max_s: float = 20.0
     warmup_s: float = 0.3
+    """Least warm-up; where it ends after that, the change-point rule says. 0 counts every run and looks for no change."""
 
     def enough(self, run_count: int, elapsed_s: float) -> bool:
         """Say whether to stop."""
@@ -42,31 +48,74 @@ class RawTiming:
     first_run_ns: int
     warmup_runs: int
     samples_ns: tuple[int, ...]
+    """Of the steady state."""
+    warmup_ns: tuple[int, ...] = ()
+    is_steady: bool = True
+    """False where the level of the end was reached too late to tell whether it lasts."""
+    other_level_runs: int = 0
+    """Steady runs during which the level was, for a while, another one: something else disturbed them."""
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Self:
         """Read back what crossed a process boundary as JSON."""
-        return cls(**record | {"samples_ns": tuple(record["samples_ns"])})
+        return cls(**record | {name: tuple(record[name]) for name in ("samples_ns", "warmup_ns") if name in record})
 
 
 def time_calls(call: Callable[[], object], batch_size: int, create_ns: int, rule: TimingRule) -> RawTiming:
-    """Call once cold, warm up, then time single calls until ``rule`` says enough."""
+    """Call once cold, then time single calls until ``rule`` says enough of those after warm-up."""
     clock = time.perf_counter_ns
     start = clock()
     call()
     first_run_ns = clock() - start
 
-    warmup_runs = 0
-    warm_at = clock() + int(rule.warmup_s * _NS_PER_S)
-    while clock() < warm_at:
-        call()
-        warmup_runs += 1
-
-    samples: list[int] = []
-    append = samples.append
+    series: list[int] = []
+    _time_until(call, series, lambda elapsed_s: elapsed_s >= rule.warmup_s)
+    least = len(series)
     began = clock()
-    while not rule.enough(len(samples), (clock() - began) / _NS_PER_S):
+    _time_until(call, series, lambda elapsed_s: rule.enough(len(series) - least, elapsed_s))
+    steady = find_steady_state(series[least:]) if rule.warmup_s > 0 else find_steady_state(())
+    while steady.warmup_runs > 0:
+        steady_count = len(series) - least - steady.warmup_runs
+        steady_s = sum(series[-steady_count:]) / _NS_PER_S
+        if rule.enough(steady_count, steady_s) or (clock() - began) / _NS_PER_S >= rule.max_s:
+            break
+        _time_more(call, series, steady_count, steady_s, rule, rule.max_s - (clock() - began) / _NS_PER_S)
+        steady = find_steady_state(series[least:])
+
+    run_count = len(series) - least
+    steady_count = max(run_count - steady.warmup_runs, min(FEWEST_RUNS, run_count))
+    is_steady = steady_count >= min(rule.min_runs, run_count) or 2 * steady_count >= run_count
+    split = len(series) - steady_count
+    return RawTiming(
+        batch_size,
+        create_ns,
+        first_run_ns,
+        split,
+        tuple(series[split:]),
+        tuple(series[:split]),
+        is_steady,
+        steady.other_level_runs,
+    )
+
+
+def _time_more(
+    call: Callable[[], object], series: list[int], steady_count: int, steady_s: float, rule: TimingRule, left_s: float
+) -> None:
+    """Go on until the runs after warm-up would be enough, the series has grown by a quarter, or time is over."""
+    before, least = len(series), int(len(series) * _GROWTH)
+
+    def is_done(elapsed_s: float) -> bool:
+        enough = rule.enough(steady_count + len(series) - before, steady_s + elapsed_s)
+        return elapsed_s >= left_s or (enough and len(series) >= least)
+
+    _time_until(call, series, is_done)
+
+
+def _time_until(call: Callable[[], object], series: list[int], is_done: Callable[[float], bool]) -> None:
+    """Append the nanoseconds of call after call to ``series`` until ``is_done``, which is told the seconds so far."""
+    clock, append = time.perf_counter_ns, series.append
+    began = clock()
+    while not is_done((clock() - began) / _NS_PER_S):
         start = clock()
         call()
         append(clock() - start)
-    return RawTiming(batch_size, create_ns, first_run_ns, warmup_runs, tuple(samples))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -33,6 +33,10 @@ from monograph.pipelines.cli.options import (
 )
 from monograph.pipelines.cli.verify import verify
 from monograph.pipelines.progress import Progress
+
+if TYPE_CHECKING:
+    from monograph.runtime.load import LoadSpec
+    from monograph.runtime.loadgen import LoadgenSpec
 
 app = typer.Typer(
     name="monograph",
@@ -212,7 +216,21 @@ def measure(
         bool, typer.Option("--spinning/--no-spinning", help="Whether idle threads spin, ONNX Runtime's default.")
     ] = True,
     min_runs: Annotated[int, typer.Option(min=40, help="Fewest timed runs; p99 needs 368.")] = 400,
+    min_seconds: Annotated[float, typer.Option(min=0, help="Least time a batch size, after warm-up.")] = 1.0,
     max_seconds: Annotated[float, typer.Option(help="Longest time a batch size, once 40 runs are done.")] = 20.0,
+    concurrency: Annotated[int | None, typer.Option(help="Measure with this many callers at once, too.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(help="Measure calls that arrive at this many a second, too, from the intended arrival on.")
+    ] = None,
+    arrivals: Annotated[str, typer.Option(help="How calls arrive at `--rate`: `poisson` or `constant`.")] = "poisson",
+    scenario: Annotated[
+        str | None,
+        typer.Option(help="MLPerf LoadGen's scenario, too: `single-stream`, `multi-stream`, `server` (by `--rate`), `offline`."),
+    ] = None,
+    latency_bound_ms: Annotated[float, typer.Option(help="What 99% of queries of `--scenario server` must keep.")] = 100.0,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Tell the time per operator, provider and member of a fused graph, too.")
+    ] = False,
     provider_option: Annotated[
         list[str] | None,
         typer.Option("--provider-option", metavar="KEY=VALUE", help="Option of the execution provider; a wrong name is refused."),
@@ -247,13 +265,16 @@ def measure(
             batch_sizes=[whole_number(text) for text in batch_sizes.split(",")],
             threads=threads,
             spinning=spinning,
-            rule=TimingRule(min_runs=min_runs, max_s=max_seconds),
+            rule=TimingRule(min_runs=min_runs, min_s=min_seconds, max_s=max_seconds),
             options=dict(map(key_value, provider_option or ())),
             allow_fallback=allow_fallback,
             slices=slice_ or (),
             group=group,
             parity=parity,
             reference=reference,
+            load=_load_spec(concurrency, rate, arrivals) if scenario is None else None,
+            loadgen=_loadgen_spec(scenario, rate, latency_bound_ms, concurrency),
+            profile=profile,
             on_progress=lambda model, target: progress.update(0, len(models), f"{model} on {target}"),
         )
     if output is not None:
@@ -271,14 +292,34 @@ def measure(
         print_json(measurements)
         return
     from monograph.pipelines.report import Contender, contender_table
+    from monograph.pipelines.report.extras import extra_tables
     from monograph.pipelines.report.scorecard import scorecard_tables
 
     console = Console()
     console.print(contender_table([Contender(one.model, "member", one) for one in measurements]))
     for table in scorecard_tables(measurements):
         console.print(table)
+    extras = extra_tables(measurements)
+    if extras is not None:
+        console.print(extras)
     for note in dict.fromkeys(note for one in measurements for note in (*one.assumed, *one.warnings)):
         progress.note(note)
+
+
+def _load_spec(concurrency: int | None, rate: float | None, arrivals: str) -> LoadSpec | None:
+    from monograph.runtime.load import LoadSpec
+
+    return None if concurrency is None and rate is None else LoadSpec(1 if concurrency is None else concurrency, rate, arrivals)
+
+
+def _loadgen_spec(
+    scenario: str | None, rate: float | None, latency_bound_ms: float, concurrency: int | None
+) -> LoadgenSpec | None:
+    from monograph.runtime.loadgen import LoadgenSpec
+
+    if scenario is None:
+        return None
+    return LoadgenSpec(scenario, rate, latency_bound_ms / 1e3, 1 if concurrency is None else concurrency)
 
 
 @app.command()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from monograph.runtime import timing
+from monograph.runtime.latency import timing_warnings
 from monograph.runtime.statistics import quantile_interval
 from monograph.runtime.timing import RawTiming, TimingRule, time_calls
 
@@ -52,6 +53,43 @@ def test_the_first_run_warm_up_and_samples_are_kept_apart(monkeypatch: pytest.Mo
     assert raw.warmup_runs == 10
     assert raw.samples_ns == tuple(i * MS for i in range(1, 51))
     assert clock.calls == 1 + 10 + 50
+
+
+def wobble(i: int) -> int:
+    """A call of 1 ms that varies by some percent, no two runs of one cycle alike."""
+    return MS + (i * 7919 % 101) * 500
+
+
+def test_warm_up_ends_where_the_level_changes_for_good(monkeypatch: pytest.MonkeyPatch):
+    """0.3 s are the first 100 runs of 3 ms; 150 more of them are seen to be warm-up."""
+    clock = Clock(lambda i: wobble(i) * (3 if i <= 250 else 1))
+    raw = time_by(clock, TimingRule(min_runs=400, min_s=0.0, warmup_s=0.3), monkeypatch)
+    assert abs(raw.warmup_runs - 250) <= 15
+    assert len(raw.samples_ns) >= 400
+    assert raw.is_steady
+    assert (len(raw.warmup_ns), clock.calls) == (raw.warmup_runs, 1 + raw.warmup_runs + len(raw.samples_ns))
+    assert min(raw.warmup_ns[:230]) >= 3 * MS
+    assert max(raw.samples_ns[15:]) < 2 * MS
+    assert timing_warnings(raw) == []
+
+
+def test_a_drift_that_does_not_end_is_warned_of(monkeypatch: pytest.MonkeyPatch):
+    clock = Clock(lambda i: int(wobble(i) * (1 + 2000 / (i + 200))))
+    drifting = time_by(clock, TimingRule(min_runs=400, min_s=1.0, max_s=5.0), monkeypatch)
+    assert len(drifting.samples_ns) >= 40
+    assert not drifting.is_steady
+    (warning,) = timing_warnings(drifting)
+    assert "still changing speed when time was over: the figures are of the last" in warning
+    assert "--max-seconds" in warning
+
+
+def test_a_disturbance_stays_among_the_samples_and_is_warned_of(monkeypatch: pytest.MonkeyPatch):
+    clock = Clock(lambda i: wobble(i) * (2 if 800 <= i < 1000 else 1))
+    raw = time_by(clock, TimingRule(min_runs=1200, min_s=0.0), monkeypatch)
+    assert max(raw.samples_ns) >= 2 * MS
+    assert abs(raw.other_level_runs - 200) <= 20
+    (warning,) = timing_warnings(raw)
+    assert "something disturbed the machine" in warning
 
 
 def test_both_minima_are_met(monkeypatch: pytest.MonkeyPatch):
@@ -126,7 +164,7 @@ def test_when_it_is_enough(run_count: int, elapsed_s: float, enough: bool):
 
 
 def test_a_raw_timing_crosses_as_json():
-    raw = RawTiming(8, 1, 2, 3, (4, 5, 6))
+    raw = RawTiming(8, 1, 2, 3, (4, 5, 6), (9, 8, 7), False, 1)
     assert RawTiming.from_record(json.loads(json.dumps(asdict(raw)))) == raw
 
 

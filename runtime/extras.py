@@ -1,0 +1,82 @@
+"""What is measured only where it is asked for, each in a fresh process of its own after the timing: load, LoadGen, profile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+from monograph.errors import ConfigError
+from monograph.runtime.job import Job, Settings, call_with_rows, run_in_process
+from monograph.runtime.latency import load_warnings, summarise_load
+from monograph.runtime.load import RawLoad
+from monograph.runtime.loadgen import LoadgenSpec, check_loadgen
+from monograph.runtime.profiling import profile_from_record
+from monograph.runtime.results import Load, LoadgenResult, Profile
+from monograph.runtime.targets.target import Target
+from monograph.runtime.timing import RawTiming
+
+_MOST_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What came of them; None where it was not asked for."""
+
+    load: Load | None = None
+    loadgen: LoadgenResult | None = None
+    profile: Profile | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def wanted_extras(settings: Settings) -> list[str]:
+    """Return the options that ask for something beyond timing."""
+    options = {"--rate or --concurrency": settings.load, "--scenario": settings.loadgen, "--profile": settings.profile}
+    return [option for option, value in options.items() if value]
+
+
+def check_extras(target: Target, settings: Settings) -> None:
+    """Say before anything is measured what cannot be.
+
+    Raises:
+        ConfigError: ``target`` does not run in a session of this machine's ONNX Runtime, or a load is out of range.
+        MissingPackageError: LoadGen is asked for and not installed.
+    """
+    wanted = wanted_extras(settings)
+    if wanted and (target.run is not run_in_process or not target.gives_latency):
+        raise ConfigError(
+            f"target {target.name} cannot do {', '.join(wanted)}: they need hardware that runs ONNX Runtime's Python package "
+            "here, such as the targets cpu and cuda"
+        )
+    if settings.load is not None:
+        settings.load.check()
+    if settings.loadgen is not None:
+        settings.loadgen.check()
+        check_loadgen()
+
+
+def measure_extras(job: Job, timings: Sequence[RawTiming]) -> Extras:
+    """Measure what the settings of ``job`` ask for, once its calls are timed."""
+    load, loadgen, profile = None, None, None
+    if job.rows is not None:
+        job = replace(job, rows=job.rows.take(slice(0, _MOST_ROWS)))
+    with TemporaryDirectory(prefix="monograph-extras-") as folder:
+        if job.settings.load is not None:
+            record = call_with_rows("monograph.runtime.extra_runs:load_and_call", job, Path(folder))
+            load = summarise_load(RawLoad.from_record(record), job.settings.load)
+        if job.settings.loadgen is not None:
+            job = replace(job, settings=replace(job.settings, loadgen=_told_the_rate(job.settings.loadgen, timings)))
+            record = call_with_rows("monograph.runtime.extra_runs:run_scenario", job, Path(folder))
+            loadgen = LoadgenResult(**record)
+        if job.settings.profile:
+            profile = profile_from_record(call_with_rows("monograph.runtime.extra_runs:profile", job, Path(folder)))
+    return Extras(load, loadgen, profile, tuple(load_warnings(load)) if load else ())
+
+
+def _told_the_rate(spec: LoadgenSpec, timings: Sequence[RawTiming]) -> LoadgenSpec:
+    """Queries are made beforehand, enough of them for the least duration at the rate that LoadGen is told to expect."""
+    if spec.rate_per_s is not None or not timings:
+        return spec
+    return replace(spec, rate_per_s=max(raw.batch_size / median(raw.samples_ns) * 1e9 for raw in timings))
