@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
-from monograph.runtime.process import LOCAL, Launcher, call_in_fresh_process
+from monograph.runtime.process import LOCAL, TIMEOUT_S, Launcher, call_in_fresh_process
 from monograph.runtime.results import Evidence, Placed
 from monograph.runtime.runner import OUTPUTS_FILE, ROWS_FILE
 from monograph.runtime.session import usable_cores
-from monograph.runtime.timing import RawTiming, TimingRule
+from monograph.runtime.timing import ONE_RUN, RawTiming, TimingRule
 
 Array = npt.NDArray[Any]
 BATCH_SIZES = (1, 8, 32)
@@ -52,6 +52,10 @@ class Settings:
     allow_fallback: bool = False
     """Whether nodes that a target cannot take may run elsewhere."""
 
+    def without_latency(self) -> Self:
+        """Return them for a target whose times are no latency: one call at the first batch size says how slow it is here."""
+        return replace(self, batch_sizes=self.batch_sizes[:1], rule=ONE_RUN)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -78,8 +82,8 @@ class RawRun:
     warnings: tuple[str, ...] = ()
 
 
-def run_in_process(job: Job, launcher: Launcher = LOCAL) -> RawRun:
-    """Load, time and run in a fresh process that ``launcher`` starts.
+def run_in_process(job: Job, launcher: Launcher = LOCAL, timeout_s: float = TIMEOUT_S) -> RawRun:
+    """Load, time and run in a fresh process that ``launcher`` starts, for no more than ``timeout_s`` seconds in all.
 
     Raises:
         MonographError: the contender cannot be loaded or run.
@@ -98,6 +102,7 @@ def run_in_process(job: Job, launcher: Launcher = LOCAL) -> RawRun:
                 "folder": str(folder),
                 "settings": asdict(settings) | {"threads": settings.threads or usable_cores()},
             },
+            timeout_s=timeout_s,
             launcher=launcher,
         )
         outputs_file = folder / OUTPUTS_FILE

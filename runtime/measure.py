@@ -50,7 +50,7 @@ def measure(contender: Contender, target: Target, rows: Rows | None, settings: S
     threads = settings.threads or usable_cores()
     if threads > usable_cores():
         warnings.append(f"{threads} threads on {usable_cores()} usable cores: they wait for one another")
-    run = target.run(Job(contender, rows, settings))
+    run = target.run(Job(contender, rows, settings if target.gives_latency else settings.without_latency()))
     if run.placement:
         warnings += check_placement(run.placement, target.provider, target.name, allow_fallback=settings.allow_fallback)
     evidence = run.evidence or target.evidence

@@ -1,11 +1,12 @@
 """Where a graph can run. A new target is one file here and one entry in ``TARGETS``."""
 
 from monograph.errors import ConfigError
+from monograph.runtime.targets.arm64 import ARM64
 from monograph.runtime.targets.cpu import CPU
 from monograph.runtime.targets.cuda import CUDA, TENSORRT
 from monograph.runtime.targets.target import Availability, Target
 
-TARGETS: dict[str, Target] = {target.name: target for target in (CPU, CUDA, TENSORRT)}
+TARGETS: dict[str, Target] = {target.name: target for target in (CPU, CUDA, TENSORRT, ARM64)}
 
 
 def find_target(name: str) -> Target:
