@@ -126,7 +126,7 @@ def install(*, again: bool = False) -> Sysroot:
             raise ConfigError(
                 f"{folder} is in the way and no finished sysroot: remove it, or set {PLACE_VARIABLE} to another folder"
             )
-        _check_tools()
+        check_tools()
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -152,7 +152,12 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _check_tools() -> None:
+def check_tools() -> None:
+    """Look for what making a sysroot needs.
+
+    Raises:
+        MissingPackageError: apt-get, dpkg-deb or Debian's keyring is not here.
+    """
     missing = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
     if missing:
         raise MissingPackageError(
@@ -193,7 +198,7 @@ def _download_packages(work: Path) -> list[Path]:
         "APT::Architecture": "arm64", "APT::Architectures": "arm64", "APT::Sandbox::User": "root",
         "Dir::State": state, "Dir::State::status": "/dev/null", "Dir::Cache": cache,
         "Dir::Etc::sourcelist": sources, "Dir::Etc::sourceparts": "/dev/null",
-        "Acquire::Languages": "none", "Acquire::Retries": "3",
+        "Acquire::Languages": "none", "Acquire::Retries": "2",
     }  # fmt: skip
     apt = ["apt-get", "-q", *(text for key, value in settings.items() for text in ("-o", f"{key}={value}"))]
     _do([*apt, "--error-on=any", "update"], "reading Debian's list of arm64 packages")
@@ -228,7 +233,10 @@ def _field(file_name: str, index: int) -> str:
 
 
 def _do(command: Sequence[str], what: str, folder: Path | None = None) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise WorkerError(f"{what} failed ({command[0]}: {error.strerror})") from error
     if done.returncode != 0:
         lines = (done.stderr.strip() or done.stdout.strip()).splitlines()
         raise WorkerError(
