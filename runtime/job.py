@@ -17,7 +17,7 @@ import numpy.typing as npt
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
 from monograph.runtime.process import LOCAL, TIMEOUT_S, Launcher, call_in_fresh_process
-from monograph.runtime.results import Evidence, Placed
+from monograph.runtime.results import Environment, Evidence, Placed
 from monograph.runtime.runner import OUTPUTS_FILE, ROWS_FILE
 from monograph.runtime.session import usable_cores
 from monograph.runtime.timing import ONE_RUN, RawTiming, TimingRule
@@ -80,6 +80,8 @@ class RawRun:
     evidence: Evidence | None = None
     """Where the run tells better than the target what its figures are worth."""
     warnings: tuple[str, ...] = ()
+    environment: Environment | None = None
+    """Of another machine, where one ran it."""
 
 
 def run_in_process(job: Job, launcher: Launcher = LOCAL, timeout_s: float = TIMEOUT_S) -> RawRun:
@@ -88,25 +90,33 @@ def run_in_process(job: Job, launcher: Launcher = LOCAL, timeout_s: float = TIME
     Raises:
         MonographError: the contender cannot be loaded or run.
     """
-    contender, rows, settings = job.contender, job.rows, job.settings
     with tempfile.TemporaryDirectory(prefix="monograph-rows-") as name:
         folder = Path(name)
-        if rows is not None:
-            rows.save(folder / ROWS_FILE)
-        raw = call_in_fresh_process(
-            "monograph.runtime.runner:time_and_run",
-            {
-                "loader": contender.loader,
-                "loader_arguments": dict(contender.loader_arguments),
-                "contract_json": contender.contract.to_json(),
-                "folder": str(folder),
-                "settings": asdict(settings) | {"threads": settings.threads or usable_cores()},
-            },
-            timeout_s=timeout_s,
-            launcher=launcher,
-        )
+        if job.rows is not None:
+            job.rows.save(folder / ROWS_FILE)
+        raw = call_in_fresh_process(**request_of(job, folder), timeout_s=timeout_s, launcher=launcher)
         outputs_file = folder / OUTPUTS_FILE
         outputs = np.load(outputs_file, allow_pickle=False) if outputs_file.exists() else None
+    return raw_run_of(raw, outputs)
+
+
+def request_of(job: Job, folder: Path) -> dict[str, Any]:
+    """Return the function and the arguments of the measuring process; its rows lie in ``folder``, its outputs go there."""
+    contender, settings = job.contender, job.settings
+    return {
+        "function": "monograph.runtime.runner:time_and_run",
+        "arguments": {
+            "loader": contender.loader,
+            "loader_arguments": dict(contender.loader_arguments),
+            "contract_json": contender.contract.to_json(),
+            "folder": str(folder),
+            "settings": asdict(settings) | {"threads": settings.threads or usable_cores()},
+        },
+    }
+
+
+def raw_run_of(raw: Mapping[str, Any], outputs: Array | None) -> RawRun:
+    """Return what the measuring process told, with the outputs that it wrote."""
     return RawRun(
         timings=tuple(RawTiming.from_record(record) for record in raw["timings"]),
         outputs=outputs,

@@ -51,6 +51,8 @@ def measure(contender: Contender, target: Target, rows: Rows | None, settings: S
     if threads > usable_cores():
         warnings.append(f"{threads} threads on {usable_cores()} usable cores: they wait for one another")
     run = target.run(Job(contender, rows, settings if target.gives_latency else settings.without_latency()))
+    if run.environment is not None:
+        warnings = []  # what is wrong with this machine means nothing to another
     if run.placement:
         warnings += check_placement(run.placement, target.provider, target.name, allow_fallback=settings.allow_fallback)
     evidence = run.evidence or target.evidence
@@ -61,7 +63,7 @@ def measure(contender: Contender, target: Target, rows: Rows | None, settings: S
         size_bytes=contender.size_bytes,
         target=target.name,
         evidence=evidence,
-        environment=describe_environment(threads, settings.spinning),
+        environment=run.environment or describe_environment(threads, settings.spinning),
         accuracy=_score(run.outputs, rows, contender.contract),
         latency=summarise_latency(run.timings[0]) if is_timed else None,
         throughput=tuple(map(summarise_throughput, run.timings)) if is_timed else (),

@@ -61,7 +61,17 @@ def call_in_fresh_process(
             raise WorkerError(f"{function} took longer than {timeout_s:.0f} s and was stopped") from error
         if done.returncode != 0 or not result_path.exists():
             raise WorkerError(f"{function} died in its process ({_cause(done.returncode, done.stderr)})")
-        answer = json.loads(result_path.read_text(encoding="utf-8"))
+        answer = result_path.read_text(encoding="utf-8")
+    return answer_of(answer)
+
+
+def answer_of(text: str) -> Any:
+    """Return the result in the JSON that a worker wrote.
+
+    Raises:
+        MonographError: the same error that the function raised there.
+    """
+    answer = json.loads(text)
     if "error" in answer:
         raise _same_error(answer["error"]["type"], answer["error"]["message"])
     return answer["result"]
