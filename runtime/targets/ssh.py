@@ -9,10 +9,12 @@ is called in place of ``ssh`` where it is set.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import tarfile
 import tempfile
@@ -63,10 +65,19 @@ set -u
 folder=$(mktemp -d) || exit 1
 trap 'rm -rf "$folder"' EXIT
 trap 'exit 1' HUP INT TERM PIPE
-cd "$folder" && tar -xzf - || exit 1
-PYTHONPATH="$folder" {python} -m monograph.runtime.worker < {request} >&2 || exit $?
+cd "$folder" && head -c {size_bytes} | tar -xzf - || exit 1
+exec 3<&0
+PYTHONPATH="$folder" {python} -m monograph.runtime.worker < {request} >&2 &
+child=$!
+(cat <&3; kill "$child") > /dev/null 2>&1 &
+watch=$!
+wait "$child"
+code=$?
+kill "$watch"
+[ "$code" = 0 ] || exit "$code"
 if [ -f {outputs} ]; then tar -czf - {result} {outputs}; else tar -czf - {result}; fi
 """
+"""Standard input stays open until the result is here: where it ends before, we are gone, and the process is stopped."""
 
 
 @dataclass(frozen=True)
@@ -186,17 +197,38 @@ def _run(address: Address, job: Job) -> RawRun:
 
 def _exchange(address: Address, sent: Path) -> bytes:
     """Send an archive, run what is in it, and return the archive that comes back."""
-    script = _SCRIPT.format(python=shlex.quote(address.python), request=_REQUEST, result=_RESULT, outputs=OUTPUTS_FILE)
-    with sent.open("rb") as archive:
-        try:
-            command = address.ssh(f"sh -c {shlex.quote(script)}")
-            done = subprocess.run(command, stdin=archive, capture_output=True, timeout=_RUN_S, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise WorkerError(f"the measurement on {address.host} took longer than {_RUN_S:.0f} s and was stopped") from error
-    if done.returncode != 0:
-        why = _last_line(done.stderr) or "no word of why"
-        raise WorkerError(f"the measuring process on {address.host} died (exit code {done.returncode}: {why})")
-    return done.stdout
+    script = _SCRIPT.format(
+        size_bytes=sent.stat().st_size,
+        python=shlex.quote(address.python),
+        request=_REQUEST,
+        result=_RESULT,
+        outputs=OUTPUTS_FILE,
+    )
+    command = address.ssh(f"sh -c {shlex.quote(script)}")
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr) as ssh:
+            try:
+                _send(sent, ssh)
+                code = ssh.wait(timeout=_RUN_S)
+            except subprocess.TimeoutExpired as error:
+                raise WorkerError(f"the measurement on {address.host} took longer than {_RUN_S:.0f} s and was stopped") from error
+            finally:
+                ssh.kill()
+        stdout.seek(0)
+        stderr.seek(0)
+        if code != 0:
+            why = _last_line(stderr.read()) or "no word of why"
+            raise WorkerError(f"the measuring process on {address.host} died (exit code {code}: {why})")
+        return stdout.read()
+
+
+def _send(sent: Path, ssh: subprocess.Popen[bytes]) -> None:
+    """Write the archive and leave standard input open."""
+    assert ssh.stdin is not None
+    # A process that ended before it had read everything tells why by its exit code.
+    with sent.open("rb") as archive, contextlib.suppress(BrokenPipeError):
+        shutil.copyfileobj(archive, ssh.stdin)
+        ssh.stdin.flush()
 
 
 def _pack(job: Job, model: Path, sent: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -15,6 +16,7 @@ from urllib.parse import quote
 import numpy as np
 import onnx
 import onnxruntime as ort
+import psutil
 import pytest
 
 from monograph.errors import ConfigError, SourceError, WorkerError
@@ -114,7 +116,8 @@ def target_name(server: tuple[int, str], monkeypatch: pytest.MonkeyPatch, tmp_pa
 def folders_left(tmp_path: Path) -> list[str]:
     folders = (tmp_path / "there" / "folders").read_text().splitlines()
     assert len(folders) >= 2, "one to ask, one to measure"
-    return [folder for folder in folders[1:] if folder.startswith("/tmp/") and Path(folder).exists()]  # noqa: S108
+    home = pwd.getpwuid(os.geteuid()).pw_dir
+    return [folder for folder in folders if folder != home and Path(folder).exists()]
 
 
 def contender_on(name: str, path: Path) -> Contender:
@@ -183,6 +186,35 @@ def test_a_process_killed_there_is_a_worker_error(
     with pytest.raises(WorkerError, match=rf"died \(exit code {128 + signal.SIGKILL}"):
         measure(made, find_target(target_name), None, quick)
     assert folders_left(tmp_path) == []
+
+
+@needs_sshd
+@pytest.mark.slow
+def test_an_interrupt_here_stops_the_process_there(target_name: str, classifier: Callable[..., Path], tmp_path: Path):
+    python, pid_file = tmp_path / "python", tmp_path / "pid"
+    python.write_text(
+        python.read_text().replace("exec ", f'case "$*" in *worker*) echo $$ > {pid_file}; exec sleep 60;; esac\nexec ')
+    )
+    code = f"from monograph import measure_models as m; m([{str(classifier())!r}], on=[{target_name!r}])"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL) as here:
+        try:
+            wait_for(lambda: pid_file.exists() and pid_file.read_text().endswith("\n"))
+            pid = int(pid_file.read_text())
+            assert psutil.pid_exists(pid)
+            here.send_signal(signal.SIGINT)
+            assert here.wait(timeout=30) != 0
+        finally:
+            here.kill()
+    wait_for(lambda: not psutil.pid_exists(pid))
+    wait_for(lambda: folders_left(tmp_path) == [])
+
+
+def wait_for(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 50
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @needs_sshd
