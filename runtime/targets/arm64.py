@@ -16,7 +16,15 @@ from monograph.errors import ConfigError
 from monograph.runtime.job import Job, RawRun, run_in_process
 from monograph.runtime.process import Launcher, environment_of
 from monograph.runtime.results import Evidence
-from monograph.runtime.sysroot import CPU_MODEL, INSTALL_COMMAND, Sysroot, find_sysroot, install, sysroot_folder
+from monograph.runtime.sysroot import (
+    CPU_MODEL,
+    INSTALL_COMMAND,
+    Sysroot,
+    find_sysroot,
+    install,
+    onnxruntime_version,
+    sysroot_folder,
+)
 from monograph.runtime.targets.target import Availability, Target
 
 __all__ = ["ARM64", "install", "launcher_for"]
@@ -117,7 +125,11 @@ def _run(job: Job) -> RawRun:
     launcher = launcher_for(sysroot)
     versions = check_sysroot(sysroot, launcher)
     run = run_in_process(job, launcher, timeout_s=_TIMEOUT_S)
-    return replace(run, device=f"{_probe().detail}, {versions}")
+    warnings = run.warnings
+    if sysroot.onnxruntime != onnxruntime_version():
+        other = f"the arm64 sysroot holds onnxruntime {sysroot.onnxruntime} and this machine {onnxruntime_version()}"
+        warnings += (f"{other}: outputs may differ by more than the kernels",)
+    return replace(run, device=f"{_probe().detail}, {versions}", warnings=warnings)
 
 
 ARM64 = Target(

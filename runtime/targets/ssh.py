@@ -48,6 +48,8 @@ import json, os, platform, numpy, onnxruntime
 names = []
 if os.path.exists("/proc/cpuinfo"):
     names = [line.split(":")[1].strip() for line in open("/proc/cpuinfo", errors="replace") if line.startswith("model name")]
+if os.path.exists("/proc/device-tree/model"):
+    names = [open("/proc/device-tree/model").read().strip("\\0 ")]
 print(json.dumps({
     "node": platform.node(),
     "processor": names[0] if names else platform.processor() or platform.machine(),
