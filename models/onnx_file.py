@@ -73,7 +73,7 @@ def read_onnx(path: Path) -> OnnxFile:
 
 def size_on_disk(path: Path) -> int:
     """Return the bytes of a checked file and its external data."""
-    return sum(file.stat().st_size for file in [path, *_external_files(load_proto(path), path)])
+    return sum(file.stat().st_size for file in model_files(path))
 
 
 def _checked_proto(path: Path) -> onnx.ModelProto:
@@ -123,6 +123,11 @@ def _check_imports(proto: onnx.ModelProto, path: Path) -> None:
                 f"{path} imports the operators {domain or 'ai.onnx'!r} at the versions {versions[domain]} and {entry.version}: "
                 "export it again, at one"
             )
+
+
+def model_files(path: Path) -> list[Path]:
+    """Return an ONNX file and its external data; raises SourceError as :func:`read_onnx` does for the latter."""
+    return [path, *_external_files(load_proto(path), path)]
 
 
 def _external_files(proto: onnx.ModelProto, path: Path) -> list[Path]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,12 @@ from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
 from monograph.runtime.load import LoadSpec
 from monograph.runtime.loadgen import LoadgenSpec
-from monograph.runtime.process import LOCAL, Launcher, call_in_fresh_process
-from monograph.runtime.results import Evidence, Placed
+from monograph.runtime.process import LOCAL, TIMEOUT_S, Launcher, call_in_fresh_process
+from monograph.runtime.results import Environment, Evidence, Placed
 from monograph.runtime.runner import OUTPUTS_FILE, ROWS_FILE, scoring_batch_size
 from monograph.runtime.session import usable_cores
 from monograph.runtime.streaming import Feeder, chunk_rows
-from monograph.runtime.timing import RawTiming, TimingRule
+from monograph.runtime.timing import ONE_RUN, RawTiming, TimingRule
 
 if TYPE_CHECKING:
     from monograph.models.data.stream import RowStream
@@ -63,6 +63,10 @@ class Settings:
     loadgen: LoadgenSpec | None = None
     profile: bool = False
 
+    def without_latency(self) -> Self:
+        """Return them for a target whose times are no latency: one call at the first batch size says how slow it is here."""
+        return replace(self, batch_sizes=self.batch_sizes[:1], rule=ONE_RUN)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -90,10 +94,12 @@ class RawRun:
     evidence: Evidence | None = None
     """Where the run tells better than the target what its figures are worth."""
     warnings: tuple[str, ...] = ()
+    environment: Environment | None = None
+    """Of another machine, where one ran it."""
 
 
-def run_in_process(job: Job, launcher: Launcher = LOCAL) -> RawRun:
-    """Load, time and run in a fresh process that ``launcher`` starts.
+def run_in_process(job: Job, launcher: Launcher = LOCAL, timeout_s: float = TIMEOUT_S) -> RawRun:
+    """Load, time and run in a fresh process that ``launcher`` starts, for no more than ``timeout_s`` seconds in all.
 
     Raises:
         MonographError: the contender cannot be loaded or run.
@@ -106,12 +112,34 @@ def run_in_process(job: Job, launcher: Launcher = LOCAL) -> RawRun:
                 job,
                 folder,
                 launcher,
+                timeout_s,
                 streamed_row_count=None if job.stream is None else job.stream.row_count,
             )
         outputs_file = folder / OUTPUTS_FILE
         # A mapped file that is removed stays readable until nothing maps it any more.
         mode: Literal["r"] | None = None if job.stream is None else "r"
         outputs = np.load(outputs_file, mmap_mode=mode, allow_pickle=False) if outputs_file.exists() else None
+    return raw_run_of(raw, outputs)
+
+
+def request_of(job: Job, folder: Path) -> dict[str, Any]:
+    """Return the function and the arguments of the measuring process; its rows lie in ``folder``, its outputs go there."""
+    return {"function": "monograph.runtime.runner:time_and_run", "arguments": _arguments(job, folder)}
+
+
+def _arguments(job: Job, folder: Path) -> dict[str, Any]:
+    contender, settings = job.contender, job.settings
+    return {
+        "loader": contender.loader,
+        "loader_arguments": dict(contender.loader_arguments),
+        "contract_json": contender.contract.to_json(),
+        "folder": str(folder),
+        "settings": asdict(settings) | {"threads": settings.threads or usable_cores()},
+    }
+
+
+def raw_run_of(raw: Mapping[str, Any], outputs: Array | None) -> RawRun:
+    """Return what the measuring process told, with the outputs that it wrote."""
     return RawRun(
         timings=tuple(RawTiming.from_record(record) for record in raw["timings"]),
         outputs=outputs,
@@ -126,27 +154,17 @@ def _feeding(job: Job, folder: Path) -> AbstractContextManager[object]:
     return Feeder(job.stream, folder, chunk_rows(job.rows, scoring_batch_size(job.contender.contract)))
 
 
-def call_with_rows(function: str, job: Job, folder: Path, launcher: Launcher = LOCAL, **arguments: Any) -> Any:
+def call_with_rows(
+    function: str, job: Job, folder: Path, launcher: Launcher = LOCAL, timeout_s: float = TIMEOUT_S, **arguments: Any
+) -> Any:
     """Call one of :mod:`monograph.runtime.runner`'s functions in a fresh process, with the rows of ``job`` in ``folder``.
 
     Raises:
         MonographError: the contender cannot be loaded or run.
     """
-    contender, settings = job.contender, job.settings
     if job.rows is not None:
         job.rows.save(folder / ROWS_FILE)
-    return call_in_fresh_process(
-        function,
-        {
-            "loader": contender.loader,
-            "loader_arguments": dict(contender.loader_arguments),
-            "contract_json": contender.contract.to_json(),
-            "folder": str(folder),
-            "settings": asdict(settings) | {"threads": settings.threads or usable_cores()},
-        }
-        | arguments,
-        launcher=launcher,
-    )
+    return call_in_fresh_process(function, _arguments(job, folder) | arguments, timeout_s=timeout_s, launcher=launcher)
 
 
 def _tuples(record: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

@@ -61,8 +61,10 @@ def measure(
     threads = settings.threads or usable_cores()
     if threads > usable_cores():
         warnings.append(f"{threads} threads on {usable_cores()} usable cores: they wait for one another")
-    job = _job(contender, target, rows, settings)
+    job = _job(contender, target, rows, settings if target.gives_latency else settings.without_latency())
     run = target.run(job)
+    if run.environment is not None:
+        warnings = []  # what is wrong with this machine means nothing to another
     if run.placement:
         warnings += check_placement(run.placement, target.provider, target.name, allow_fallback=settings.allow_fallback)
     on_run(run)
@@ -72,8 +74,9 @@ def measure(
     if is_timed:
         warnings += [warning for raw in run.timings for warning in timing_warnings(raw)]
     extras = measure_extras(job, run.timings) if is_timed else Extras()
-    environment = describe_environment(threads, settings.spinning, before)
-    warnings += environment_doubts(environment)
+    environment = run.environment or describe_environment(threads, settings.spinning, before)
+    if run.environment is None:
+        warnings += environment_doubts(environment)
     return Measurement(
         model=contender.name,
         sha256=contender.sha256,

@@ -16,6 +16,7 @@ from monograph import errors
 from monograph.errors import MonographError, WorkerError
 
 _STDERR_LINES = 3
+TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ LOCAL = Launcher()
 
 
 def call_in_fresh_process(
-    function: str, arguments: Mapping[str, Any], timeout_s: float = 3600.0, launcher: Launcher = LOCAL
+    function: str, arguments: Mapping[str, Any], timeout_s: float = TIMEOUT_S, launcher: Launcher = LOCAL
 ) -> Any:
     """Call ``monograph.module:function`` with JSON arguments in a new interpreter; return its JSON result.
 
@@ -54,20 +55,30 @@ def call_in_fresh_process(
                 text=True,
                 timeout=timeout_s,
                 check=False,
-                env=_environment(launcher),
+                env=environment_of(launcher),
             )
         except subprocess.TimeoutExpired as error:
             raise WorkerError(f"{function} took longer than {timeout_s:.0f} s and was stopped") from error
         if done.returncode != 0 or not result_path.exists():
             raise WorkerError(f"{function} died in its process ({_cause(done.returncode, done.stderr)})")
-        answer = json.loads(result_path.read_text(encoding="utf-8"))
+        answer = result_path.read_text(encoding="utf-8")
+    return answer_of(answer)
+
+
+def answer_of(text: str) -> Any:
+    """Return the result in the JSON that a worker wrote.
+
+    Raises:
+        MonographError: the same error that the function raised there.
+    """
+    answer = json.loads(text)
     if "error" in answer:
         raise _same_error(answer["error"]["type"], answer["error"]["message"])
     return answer["result"]
 
 
-def _environment(launcher: Launcher) -> dict[str, str]:
-    """Let the child find the same modules, those of the current folder included."""
+def environment_of(launcher: Launcher) -> dict[str, str]:
+    """Return the child's environment: it finds the same modules, those of the current folder included."""
     folders = launcher.python_path or tuple(path or str(Path.cwd()) for path in sys.path)
     return os.environ | {"PYTHONPATH": os.pathsep.join(folders)} | dict(launcher.environment)
 

@@ -26,8 +26,12 @@ try:
     import onnxruntime as ort
     from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 except ImportError as error:
+    if error.name == "onnxruntime":
+        raise MissingPackageError(
+            "ONNX Runtime is not installed: pip install 'monograph[cpu]' (or 'monograph[gpu]' on a machine with CUDA)"
+        ) from error
     raise MissingPackageError(
-        "ONNX Runtime is not installed: pip install 'monograph[cpu]' (or 'monograph[gpu]' on a machine with CUDA)"
+        f"ONNX Runtime is installed and cannot be loaded ({error}): install what is missing, or ONNX Runtime again"
     ) from error
 
 Array = npt.NDArray[Any]

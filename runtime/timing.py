@@ -39,6 +39,10 @@ class TimingRule:
         return run_count >= min(self.min_runs, FEWEST_RUNS) and elapsed_s >= self.max_s
 
 
+ONE_RUN = TimingRule(min_runs=1, min_s=0.0, max_s=0.0, warmup_s=0.0)
+"""Where the time of a call is an emulator's: one call, after the cold one, tells how long the rest will take."""
+
+
 @dataclass(frozen=True)
 class RawTiming:
     """Nanoseconds of one contender at one batch size, as they were read off the clock."""

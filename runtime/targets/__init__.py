@@ -1,21 +1,25 @@
 """Where a graph can run. A new target is one file here and one entry in ``TARGETS``."""
 
 from monograph.errors import ConfigError
+from monograph.runtime.targets.arm64 import ARM64
 from monograph.runtime.targets.cpu import CPU
 from monograph.runtime.targets.cuda import CUDA, TENSORRT
+from monograph.runtime.targets.ssh import SCHEME, ssh_target
 from monograph.runtime.targets.target import Availability, Target
 
-TARGETS: dict[str, Target] = {target.name: target for target in (CPU, CUDA, TENSORRT)}
+TARGETS: dict[str, Target] = {target.name: target for target in (CPU, CUDA, TENSORRT, ARM64)}
 
 
 def find_target(name: str) -> Target:
-    """Return the target called ``name``.
+    """Return the target called ``name``: one of ``TARGETS``, or another machine, ``ssh://HOST/cpu``.
 
     Raises:
         ConfigError: there is no such target.
     """
+    if name.startswith(SCHEME):
+        return ssh_target(name)
     if name not in TARGETS:
-        raise ConfigError(f"unknown target {name!r}: choose from {', '.join(TARGETS)}")
+        raise ConfigError(f"unknown target {name!r}: choose from {', '.join(TARGETS)}, or ssh://HOST/cpu")
     return TARGETS[name]
 
 
