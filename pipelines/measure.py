@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from monograph.errors import ConfigError
+from monograph.export.predict import RULE_BOOKS, predict
 from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.models.sources import Scheme, parse_source
 from monograph.pipelines.data import DataSpec, as_data_spec
@@ -63,8 +64,25 @@ def measure_models(
         for target in targets:
             on_progress(file.path.stem, target.name)
             contender = onnx_contender(file.path.stem, file.path, file.contract, file.sha256, file.size_bytes, target)
-            measurements.append(measure(contender, target, file_rows, settings))
+            measurement = measure(contender, target, file_rows, settings)
+            measurements.append(_with_prediction(measurement, file, target, batch_sizes[0]))
     return measurements
+
+
+def _with_prediction(measurement: Measurement, file: OnnxFile, target: Target, batch_size: int) -> Measurement:
+    """Add what the rules of the target's provider say, where there are rules for it."""
+    if target.provider not in RULE_BOOKS:
+        return measurement
+    rules = RULE_BOOKS[target.provider](target.session.options)
+    prediction = predict(file, rules, batch_size=batch_size)
+    warnings = list(measurement.warnings)
+    if prediction.free_node_share < prediction.node_share:
+        sizes = ", ".join(f"{name}={size}" for name, size in prediction.fixed_dimensions.items())
+        warnings.append(
+            f"{target.name}: predicted with {sizes}; as the file stands, with these dimensions free, it would take "
+            f"{prediction.free_node_share:.0%} of the nodes: fix them before it ships"
+        )
+    return replace(measurement, prediction=prediction, warnings=tuple(warnings))
 
 
 def _with_options(target: Target, options: Mapping[str, str]) -> Target:

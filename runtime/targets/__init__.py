@@ -1,11 +1,14 @@
 """Where a graph can run. A new target is one file here and one entry in ``TARGETS``."""
 
 from monograph.errors import ConfigError
+from monograph.runtime.targets.coreml import COREML
 from monograph.runtime.targets.cpu import CPU
 from monograph.runtime.targets.cuda import CUDA, TENSORRT
+from monograph.runtime.targets.nnapi import NNAPI
 from monograph.runtime.targets.target import Availability, Target
+from monograph.runtime.targets.xnnpack import XNNPACK
 
-TARGETS: dict[str, Target] = {target.name: target for target in (CPU, CUDA, TENSORRT)}
+TARGETS: dict[str, Target] = {target.name: target for target in (CPU, CUDA, TENSORRT, COREML, NNAPI, XNNPACK)}
 
 
 def find_target(name: str) -> Target:
