@@ -237,9 +237,15 @@ def measure(
     if as_json:
         print_json(measurements)
         return
-    from monograph.pipelines.report import Contender, contender_table
+    from monograph.pipelines.report import Contender, contender_table, prediction_table
+    from monograph.runtime.results import Evidence
 
-    Console().print(contender_table([Contender(one.model, "member", one) for one in measurements]))
+    console = Console()
+    ran = [Contender(one.model, "member", one) for one in measurements if one.evidence is not Evidence.PREDICTED]
+    if ran:
+        console.print(contender_table(ran))
+    if any(one.prediction for one in measurements):
+        console.print(prediction_table(measurements))
     for note in dict.fromkeys(note for one in measurements for note in (*one.assumed, *one.warnings)):
         progress.note(note)
 
