@@ -127,8 +127,20 @@ class Prediction:
 
     @property
     def reasons(self) -> dict[str, int]:
-        """Why nodes fall back, each reason with the number of its nodes, most frequent first."""
-        counts = Counter(f"{node.op_type}: {node.reason}" for node in self.nodes if node.reason is not None)
+        """Why nodes fall back, each reason with the number of its nodes, most frequent first.
+
+        A reason that one operator has alone, and does not name, is told with the operator.
+        """
+        operators: dict[str, list[str]] = {}
+        for node in self.nodes:
+            if node.reason is not None:
+                operators.setdefault(node.reason, []).append(node.op_type)
+        counts = Counter(
+            {
+                reason if len(set(types)) > 1 or types[0] in reason else f"{types[0]}: {reason}": len(types)
+                for reason, types in operators.items()
+            }
+        )
         return dict(counts.most_common())
 
 

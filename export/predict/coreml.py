@@ -62,7 +62,7 @@ def _sizes(node: Node) -> str | None:
         for axis, size in enumerate((tensor.shape or ()) if tensor is not None else ()):
             if size is not None and size > _LARGEST_SIZE:
                 return f"axis {axis} of input {position} has size {size}, it takes up to {_LARGEST_SIZE}"
-            if size == 0:
+            if size == 0 and tensor is not None and not tensor.is_constant:
                 return f"input {position} is empty"
     return None
 

@@ -97,6 +97,8 @@ def show(path: Path, dimensions: Mapping[str, int]) -> Shown:
         written = Path(folder) / "shown.onnx"
         save_optimised(path, written, dimensions)
         proto = onnx.load(str(written), load_external_data=False)
+    # ONNX Runtime knows all shapes, and writes only those that the file had.
+    proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     _name_nodes(proto.graph, set())
     opsets = {entry.domain if entry.domain != "ai.onnx" else "": entry.version for entry in proto.opset_import}
     return Shown(tuple(_read_graph(proto.graph, opsets, {}, "")), proto)

@@ -33,7 +33,7 @@ def partition(nodes: Sequence[Node], supported: Mapping[str, bool]) -> list[list
         name = ready.popleft()
         if supported[name]:
             part.append(name)
-            border |= users[name]
+            border.update(users[name])
         elif name in border:
             later.append(name)
             continue
@@ -44,14 +44,14 @@ def partition(nodes: Sequence[Node], supported: Mapping[str, bool]) -> list[list
     return [part for part in [*parts, part] if part]
 
 
-def _edges(nodes: Sequence[Node]) -> tuple[dict[str, set[str]], dict[str, int]]:
-    """Return the users of each node, and how many nodes each waits for."""
+def _edges(nodes: Sequence[Node]) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """Return the users of each node, in their order, and how many nodes each waits for."""
     maker = {output.name: node.name for node in nodes for output in node.outputs}
-    users: dict[str, set[str]] = {node.name: set() for node in nodes}
+    users: dict[str, list[str]] = {node.name: [] for node in nodes}
     for node in nodes:
-        for name in {tensor.name for tensor in node.inputs if tensor is not None} | node.captured:
-            if name in maker:
-                users[maker[name]].add(node.name)
+        used = {tensor.name for tensor in node.inputs if tensor is not None} | node.captured
+        for before in {maker[name] for name in used if name in maker}:
+            users[before].append(node.name)
     waiting = dict.fromkeys(users, 0)
     for using in users.values():
         for user in using:

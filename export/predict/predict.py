@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import onnx
 import onnx_ir as ir
 
 from monograph.export.fusion import FUSION_KEY
@@ -32,7 +33,7 @@ def predict(file: OnnxFile, rules: RuleBook, *, batch_size: int = 1, sequence_le
     free = judge(show(file.path, {}).nodes, rules) if dimensions else reasons
     parts = _partitions(shown.nodes, reasons, rules)
     part_of = {name: index for index, part in enumerate(parts) for name in part}
-    macs = macs_by_node(ir.serde.deserialize_model(shown.proto), sequence_length=sequence_length)
+    macs = macs_by_node(ir.serde.deserialize_model(_keep_all_rows(shown.proto)), sequence_length=sequence_length)
     members = members_by_output(file.path) if FUSION_KEY in file.metadata else {}
     nodes = tuple(
         PredictedNode(
@@ -58,6 +59,20 @@ def predict(file: OnnxFile, rules: RuleBook, *, batch_size: int = 1, sequence_le
         sources=rules.sources,
         notes=rules.notes,
     )
+
+
+def _keep_all_rows(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy in which Compress, by which a cascade picks its hard rows, picks all: so the work has a size."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(proto)
+    graphs = [copied.graph]
+    for graph in graphs:
+        for node in graph.node:
+            if node.op_type == "Compress" and any(entry.name == "axis" for entry in node.attribute):
+                node.op_type = "Identity"
+                del node.input[1:], node.attribute[:]
+            graphs += [entry.g for entry in node.attribute if entry.HasField("g")]
+    return copied
 
 
 def judge(nodes: Sequence[Node], rules: RuleBook) -> Reasons:

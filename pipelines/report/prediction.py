@@ -51,6 +51,6 @@ def _reasons(prediction: Prediction) -> str:
     reasons = list(prediction.reasons.items())
     if not reasons:
         return "nothing"
-    shown = [f"{count} {reason}" for reason, count in reasons[:_REASONS_SHOWN]]
+    shown = [f"{count} × {reason}" for reason, count in reasons[:_REASONS_SHOWN]]
     rest = sum(count for _, count in reasons[_REASONS_SHOWN:])
     return "; ".join(shown) + (f"; {rest} more" if rest else "")
