@@ -11,6 +11,7 @@ import contextlib
 import io
 import logging
 import tempfile
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +85,8 @@ def to_ort_format(
         size_bytes = converted.stat().st_size
         publish(staged_config, config)
         publish(converted, output)
-    warnings = _fusion_warnings(operators) if style == "Fixed" else ()
-    return OrtFormat(output, config, style, operators, size_bytes, proof, warnings)
+    doubts = _fusion_warnings(operators) if style == "Fixed" else ()
+    return OrtFormat(output, config, style, operators, size_bytes, proof, doubts)
 
 
 def _convert(file: OnnxFile, folder: Path, style: Style, platform: Platform) -> tuple[Path, tuple[str, ...]]:
@@ -112,7 +113,8 @@ def _silence() -> Iterator[None]:
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # the converter leaves the files that it reads to be closed later
             yield
     finally:
         logging.disable(level)
@@ -136,11 +138,11 @@ def _prove(file: OnnxFile, converted: Path, style: Style, rows: Rows | None, tol
 def _fusion_warnings(operators: tuple[str, ...]) -> tuple[str, ...]:
     """Return a warning for each list that lacks fused operators of the file."""
     fused = {name for line in operators if line.startswith("com.microsoft;") for name in line.split(";")[2].split(",")}
-    warnings = []
+    told = []
     for title, name in _LISTS.items():
         missing = sorted(operator for operator in fused if f"com.microsoft:{operator}" not in listed_operators(name))
         if missing:
-            warnings.append(
+            told.append(
                 f"Fixed style fused nodes to {', '.join(missing)}, which {title} does not take: convert in Runtime style for it"
             )
-    return tuple(warnings)
+    return tuple(told)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 from functools import cache
 
+from monograph.errors import ConfigError
 from monograph.export.predict.graph import Node
 from monograph.export.predict.operator_lists import (
     COREML_MLPROGRAM,
@@ -180,7 +181,13 @@ _TYPES: Mapping[str, tuple[int, ...]] = {
 
 @cache
 def coreml(model_format: str = MLPROGRAM) -> RuleBook:
-    """Return the rule book of one of CoreML's formats: ``MLProgram`` or ``NeuralNetwork``."""
+    """Return the rule book of one of CoreML's formats: ``MLProgram`` or ``NeuralNetwork``.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if model_format not in (MLPROGRAM, NEURALNETWORK):
+        raise ConfigError(f"ModelFormat={model_format}: choose from {MLPROGRAM}, {NEURALNETWORK}")
     is_program = model_format == MLPROGRAM
     own = _MLPROGRAM if is_program else _NEURALNETWORK
     floats = (FLOAT, FLOAT16) if is_program else (FLOAT,)

@@ -25,9 +25,9 @@ def test_every_target_describes_itself_in_one_line(name: str):
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_what_is_available_has_its_provider(name: str):
+def test_what_is_available_has_its_provider_unless_it_is_predicted(name: str):
     target = find_target(name)
-    if target.is_available():
+    if target.is_available() and target.evidence is not Evidence.PREDICTED:
         assert target.provider in ort.get_available_providers()
 
 
@@ -49,3 +49,13 @@ def test_another_target_names_those_that_there_are(name: str):
 def test_a_target_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         find_target("cpu").name = "other"
+
+
+@pytest.mark.parametrize("name", ["coreml", "nnapi", "xnnpack"])
+def test_a_provider_of_phones_is_predicted_where_it_is_not_here(name: str):
+    target = find_target(name)
+    is_here = target.provider in ort.get_available_providers()
+    assert target.is_available()
+    assert target.evidence is (Evidence.EXECUTED if is_here else Evidence.PREDICTED)
+    assert ("predicted" in target.describe()) != is_here
+    assert target.session.provider == target.provider
