@@ -1,12 +1,16 @@
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 
 import onnxruntime as ort
 import pytest
 
 from monograph.errors import ConfigError
+from monograph.runtime.job import Contender, Job, Settings
 from monograph.runtime.results import Evidence
 from monograph.runtime.session import usable_cores
 from monograph.runtime.targets import TARGETS, Target, find_target
+from monograph.runtime.targets.xnnpack import give_threads_to_xnnpack
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -59,3 +63,13 @@ def test_a_provider_of_phones_is_predicted_where_it_is_not_here(name: str):
     assert target.evidence is (Evidence.EXECUTED if is_here else Evidence.PREDICTED)
     assert ("predicted" in target.describe()) != is_here
     assert target.session.provider == target.provider
+
+
+def test_xnnpack_has_the_threads_and_onnx_runtime_has_one(
+    classifier: Callable[..., Path], contender: Callable[[Path], Contender]
+):
+    job = Job(contender(classifier()), None, Settings(threads=3, spinning=True))
+    given = give_threads_to_xnnpack(job)
+    assert (given.settings.threads, given.settings.spinning) == (1, False)
+    assert given.contender.loader_arguments["spec"]["options"] == {"intra_op_num_threads": "3"}
+    assert given.contender.loader_arguments["path"] == job.contender.loader_arguments["path"]

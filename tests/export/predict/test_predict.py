@@ -197,3 +197,14 @@ def test_a_node_with_an_unknown_shape_is_not_taken(write_text: Callable[..., Pat
     path = write_text("(float[4] x, bool[4] c) => (float[n] y) { k = Compress(x, c) y = Sigmoid(k) }")
     reasons = judge(show(path, {}).nodes, nnapi())
     assert "axis 0 of input 0 is free" in reasons.values()
+
+
+def test_weights_beside_the_file_and_larger_ones_are_constants_too(write_model: Write):
+    text = '<ir_version: 10, opset_import: ["": 18]> g (float[n, 64] x) => (float[n, 64] y) { y = MatMul(x, w) }'
+    one = predict(write_model("large", text, {"w": _weight(64, 64)}, external="large.data"), XNNPACK)
+    assert [(node.is_supported, node.macs) for node in one.nodes] == [(True, 64 * 64)]
+
+
+def test_unnamed_nodes_and_namesakes_are_told_apart(predicted: Callable[..., Prediction]):
+    one = predicted(nnapi(), "(float[1, 4] x) => (float[1, 4] y) { a = Exp(x) b = Exp(a) y = Erf(b) }")
+    assert len({node.name for node in one.nodes}) == 3
