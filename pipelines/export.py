@@ -45,7 +45,7 @@ def export_model(
     Args:
         source: ``file.onnx`` (to give it a contract), ``hf:ID_OR_FOLDER``, ``py:package.module:factory`` or a
             :class:`~monograph.models.torch_model.TorchModel`.
-        output: where to write.
+        output: where to write; a name that ends in ``.ort`` turns an ONNX file into ONNX Runtime's own format, for phones.
         task: of a Hugging Face model; guessed from its architecture by default.
         opset: ONNX opset, 20 by default.
         route: ``auto``, ``dynamo``, ``torchscript`` or (Hugging Face only) ``optimum``.
@@ -65,6 +65,8 @@ def export_model(
     """
     from monograph.export.trace import DEFAULT_OPSET, export_torch
 
+    if Path(output).suffix == ".ort":
+        return _export_ort_format(source, Path(output), data, tolerance)
     path = checked_output(output)
     if route not in ROUTES:
         raise ConfigError(f"unknown route {route!r}: choose from {', '.join(ROUTES)}")
@@ -81,6 +83,18 @@ def export_model(
     if route == "optimum":
         raise ConfigError("--route optimum is for hf: sources only")
     return export_torch(model, path, opset=opset or DEFAULT_OPSET, dynamo=route != "torchscript", rows=rows, tolerance=tolerance)
+
+
+def _export_ort_format(source: str | TorchModel, output: Path, data: str | DataSpec | None, tolerance: float) -> Exported:
+    from monograph.export.ort_format import to_ort_format
+    from monograph.export.trace import Exported
+
+    parsed = parse_source(source) if isinstance(source, str) else None
+    if parsed is None or parsed.scheme is not Scheme.ONNX:
+        raise ConfigError(f"ORT format is made from an ONNX file: export {source} to one first, then that to {output.name}")
+    file = read_onnx(parsed.path)
+    made = to_ort_format(file, output, rows=rows_for(data, file.contract, file.tokenizer_json), tolerance=tolerance)
+    return Exported(made.path, file.contract, made.proof, f"ONNX Runtime's converter in {made.style} style")
 
 
 def checked_output(output: str | Path) -> Path:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from monograph.errors import ConfigError
+from monograph.export.predict import RULE_BOOKS, predict
 from monograph.models.data.stream import RowStream
 from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.models.sources import Scheme, parse_source
@@ -98,12 +99,17 @@ def measure_models(
                 on_progress(file.path.stem, target.name)
                 contender = onnx_contender(file.path.stem, file.path, file.contract, file.sha256, file.size_bytes, target)
                 keep = partial(outputs.keep, target.name) if parity else _forget
-                of_file.append(attribute_to_members(measure(contender, target, rows, settings, keep), file.path))
+                of_file.append(_completed(measure(contender, target, rows, settings, keep), file, target, batch_sizes[0]))
             if parity:
                 assert rows is not None
                 of_file = add_agreements(of_file, outputs, file, rows, reference)
             measurements += of_file
     return measurements
+
+
+def _completed(measurement: Measurement, file: OnnxFile, target: Target, batch_size: int) -> Measurement:
+    """Add what is told by the graph: whose time a profile shows, and what the rules of a provider say."""
+    return _with_prediction(attribute_to_members(measurement, file.path), file, target, batch_size)
 
 
 def _forget(run: RawRun) -> None:
@@ -112,6 +118,22 @@ def _forget(run: RawRun) -> None:
 
 def _stream(spec: DataSpec, file: OnnxFile, slices: Sequence[str], group: str | None) -> AbstractContextManager[RowStream]:
     return spec.open(file.contract, file.tokenizer_json, slices=slices, group=group)
+
+
+def _with_prediction(measurement: Measurement, file: OnnxFile, target: Target, batch_size: int) -> Measurement:
+    """Add what the rules of the target's provider say, where there are rules for it."""
+    if target.provider not in RULE_BOOKS:
+        return measurement
+    rules = RULE_BOOKS[target.provider](target.session.options)
+    prediction = predict(file, rules, batch_size=batch_size)
+    warnings = list(measurement.warnings)
+    if prediction.free_node_share < prediction.node_share:
+        sizes = ", ".join(f"{name}={size}" for name, size in prediction.fixed_dimensions.items())
+        warnings.append(
+            f"{target.name}: predicted with {sizes}; as the file stands, with these dimensions free, it would take "
+            f"{prediction.free_node_share:.0%} of the nodes: fix them before it ships"
+        )
+    return replace(measurement, prediction=prediction, warnings=tuple(warnings))
 
 
 def _with_options(target: Target, options: Mapping[str, str]) -> Target:

@@ -48,6 +48,14 @@ KNOWN_OPTIONS: Mapping[str, frozenset[str]] = {
             "qnn_ir_backend_path",
         }
     ),
+    "CoreMLExecutionProvider": frozenset(
+        {
+            "ModelFormat", "MLComputeUnits", "RequireStaticInputShapes", "EnableOnSubgraphs", "SpecializationStrategy",
+            "ProfileComputePlan", "AllowLowPrecisionAccumulationOnGPU", "ModelCacheDirectory",
+        }
+    ),
+    "XnnpackExecutionProvider": frozenset({"intra_op_num_threads"}),
+    "NnapiExecutionProvider": frozenset(),
     "WebGpuExecutionProvider": frozenset(
         {
             "preferredLayout", "enableGraphCapture", "enablePIXCapture", "enableInt64", "storageBufferCacheMode",

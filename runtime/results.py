@@ -5,6 +5,7 @@ Plain frozen dataclasses, written and read as JSON. Units stand in the names.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -242,6 +243,70 @@ class Placed:
 
 
 @dataclass(frozen=True)
+class PredictedNode:
+    """What the rules of an execution provider say of one node of the graph that it is shown."""
+
+    name: str
+    op_type: str
+    members: tuple[str, ...]
+    """Of a fused graph, those that the node serves; empty otherwise."""
+    is_supported: bool
+    reason: str | None
+    """Why it falls back to the processor; None where it is supported."""
+    partition: int | None
+    """Which part of the graph it would be compiled with; None where it falls back."""
+    macs: int | None
+    """Multiply-accumulates of the node; None where they cannot be counted."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What an execution provider would take of a model, from its operator lists and rules. Nothing ran."""
+
+    provider: str
+    rules: str
+    """Whose lists and rules, and of what version."""
+    nodes: tuple[PredictedNode, ...]
+    partition_sizes: tuple[int, ...]
+    """Nodes of each part that the provider would take as a whole; between them data crosses to the processor."""
+    node_share: float
+    """Supported nodes of all nodes, 0 to 1."""
+    macs_share: float | None
+    """Their multiply-accumulates, of those of a row that takes every branch; None where they cannot be counted."""
+    fixed_dimensions: Mapping[str, int]
+    """Free dimensions of the inputs, and the sizes that the prediction holds for."""
+    free_node_share: float
+    """Supported nodes where those dimensions stay free, as the file has them."""
+    sources: tuple[str, ...]
+    """Where the rules are written down."""
+    notes: tuple[str, ...] = ()
+    """What the rules cannot know."""
+
+    @property
+    def supported_count(self) -> int:
+        """How many nodes the provider would take."""
+        return sum(node.is_supported for node in self.nodes)
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Why nodes fall back, each reason with the number of its nodes, most frequent first.
+
+        A reason that one operator has alone, and does not name, is told with the operator.
+        """
+        operators: dict[str, list[str]] = {}
+        for node in self.nodes:
+            if node.reason is not None:
+                operators.setdefault(node.reason, []).append(node.op_type)
+        counts = Counter(
+            {
+                reason if len(set(types)) > 1 or types[0] in reason else f"{types[0]}: {reason}": len(types)
+                for reason, types in operators.items()
+            }
+        )
+        return dict(counts.most_common())
+
+
+@dataclass(frozen=True)
 class Environment:
     """The machine and the versions that a figure belongs to."""
 
@@ -286,6 +351,8 @@ class Measurement:
     throughput: tuple[Throughput, ...] = ()
     placement: tuple[Placed, ...] = ()
     """What each execution provider ran; empty where no session ran."""
+    prediction: Prediction | None = None
+    """What the target's rules say that it would run; beside ``placement`` where it did run."""
     device: str | None = None
     """What the target says of the device that ran it."""
     emulation_s: float | None = None

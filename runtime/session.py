@@ -188,6 +188,30 @@ def open_session(
     return Session(path, session, device="cuda" if spec.io_binding else None)
 
 
+def save_optimised(path: Path, output: Path, dimensions: Mapping[str, int] | None = None) -> None:
+    """Write the graph that ONNX Runtime shows to an execution provider: its basic optimisations are done, nothing is fused yet.
+
+    ``dimensions`` are the sizes of free input dimensions, by name. Larger weights go to a file beside ``output``.
+
+    Raises:
+        SourceError: ONNX Runtime cannot load the model, or the model cannot have these dimensions.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(output)
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", f"{output.name}.data")
+    options.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    for name, size in (dimensions or {}).items():
+        options.add_free_dimension_override_by_name(name, size)
+    try:
+        ort.InferenceSession(str(path), options, providers=[CPU_PROVIDER])
+    except _LOAD_ERRORS as error:
+        sizes = f" with {', '.join(f'{name}={size}' for name, size in dimensions.items())}" if dimensions else ""
+        raise SourceError(f"ONNX Runtime {ort.__version__} cannot load {path}{sizes}: {_first_line(error)}") from error
+
+
 def _session_options(spec: SessionSpec, threads: int | None, spinning: bool, record_placement: bool) -> Any:
     if spec.plugin is None and spec.provider not in ort.get_available_providers():
         raise ConfigError(f"onnxruntime {ort.__version__} here has no {spec.provider}: see `monograph targets`")

@@ -31,6 +31,21 @@ def count_macs(source: Path | ir.Model, *, sequence_length: int = SEQUENCE_LENGT
     Other free dimensions than the batch are taken to be ``sequence_length``; of the branches of an If the dearer one
     counts. None where a shape cannot be inferred or the model has operators whose cost is not counted, such as Loop.
     """
+    graph = _with_shapes(source, sequence_length)
+    return None if graph is None else _graph_macs(graph)
+
+
+def macs_by_node(source: Path | ir.Model, *, sequence_length: int = SEQUENCE_LENGTH) -> dict[str, int | None] | None:
+    """Return the multiply-accumulates of one row by the name of the node, those inside of branches included.
+
+    An If has no entry of its own. None for a node that cannot be counted, and instead of all where shapes cannot be inferred.
+    """
+    graph = _with_shapes(source, sequence_length)
+    return None if graph is None else {node.name or "": _node_macs(node) for node in graph.all_nodes() if node.op_type != "If"}
+
+
+def _with_shapes(source: Path | ir.Model, sequence_length: int) -> ir.Graph | None:
+    """Return the graph of one row with all shapes that can be inferred."""
     model = load_graph(source) if isinstance(source, Path) else source.clone()
     InlinePass()(model)
     _fix_dimensions(model.graph, sequence_length)
@@ -50,7 +65,7 @@ def count_macs(source: Path | ir.Model, *, sequence_length: int = SEQUENCE_LENGT
         return None
     finally:
         logging.disable(level)
-    return _graph_macs(model.graph)
+    return model.graph
 
 
 def _fix_dimensions(graph: ir.Graph, sequence_length: int) -> None:

@@ -6,6 +6,7 @@ Exit codes: 0 done or pass, 1 fail, 2 the user's input was wrong, 3 inconclusive
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -37,6 +38,7 @@ from monograph.pipelines.progress import Progress
 if TYPE_CHECKING:
     from monograph.runtime.load import LoadSpec
     from monograph.runtime.loadgen import LoadgenSpec
+    from monograph.runtime.results import Measurement
 
 app = typer.Typer(
     name="monograph",
@@ -291,17 +293,27 @@ def measure(
     if as_json:
         print_json(measurements)
         return
-    from monograph.pipelines.report import Contender, contender_table
+    _show_measurements(measurements, progress)
+
+
+def _show_measurements(measurements: Sequence[Measurement], progress: Progress) -> None:
+    """Print a table of what was measured, one of what was asked for beside, and the notes."""
+    from monograph.pipelines.report import Contender, contender_table, prediction_table
     from monograph.pipelines.report.extras import extra_tables
     from monograph.pipelines.report.scorecard import scorecard_tables
+    from monograph.runtime.results import Evidence
 
     console = Console()
-    console.print(contender_table([Contender(one.model, "member", one) for one in measurements]))
+    ran = [Contender(one.model, "member", one) for one in measurements if one.evidence is not Evidence.PREDICTED]
+    if ran:
+        console.print(contender_table(ran))
     for table in scorecard_tables(measurements):
         console.print(table)
     extras = extra_tables(measurements)
     if extras is not None:
         console.print(extras)
+    if any(one.prediction for one in measurements):
+        console.print(prediction_table(measurements))
     for note in dict.fromkeys(note for one in measurements for note in (*one.assumed, *one.warnings)):
         progress.note(note)
 

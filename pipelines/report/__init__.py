@@ -10,6 +10,7 @@ from monograph.pipelines.report.model import (
     Role,
     TrainingCurve,
 )
+from monograph.pipelines.report.prediction import prediction_table
 from monograph.pipelines.report.render import write_report
 from monograph.pipelines.report.terminal import contender_table
 
@@ -23,5 +24,6 @@ __all__ = [
     "Role",
     "TrainingCurve",
     "contender_table",
+    "prediction_table",
     "write_report",
 ]

@@ -2,12 +2,15 @@
 
 from monograph.errors import ConfigError
 from monograph.runtime.targets.arm64 import ARM64
+from monograph.runtime.targets.coreml import COREML
 from monograph.runtime.targets.cpu import CPU
 from monograph.runtime.targets.cuda import CUDA, TENSORRT
+from monograph.runtime.targets.nnapi import NNAPI
 from monograph.runtime.targets.ssh import SCHEME, ssh_target
 from monograph.runtime.targets.target import Availability, Target
+from monograph.runtime.targets.xnnpack import XNNPACK
 
-TARGETS: dict[str, Target] = {target.name: target for target in (CPU, CUDA, TENSORRT, ARM64)}
+TARGETS: dict[str, Target] = {target.name: target for target in (CPU, CUDA, TENSORRT, ARM64, COREML, NNAPI, XNNPACK)}
 
 
 def find_target(name: str) -> Target:

@@ -8,7 +8,7 @@ import pytest
 
 from monograph.errors import ConfigError, SourceError, WorkerError
 from monograph.runtime.results import Placed
-from monograph.runtime.session import open_session, usable_cores
+from monograph.runtime.session import open_session, save_optimised, usable_cores
 from monograph.runtime.session_spec import SessionSpec
 
 ROWS = np.array([[1, 2, 3, 4], [0, -1, 0.5, 2]], np.float32)
@@ -141,3 +141,30 @@ def test_a_provider_that_is_not_there_is_an_error(classifier: Classifier, provid
         pytest.skip(f"{provider} is there")
     with pytest.raises(ConfigError, match=f"has no {provider}: .*`monograph targets`"):
         open_session(classifier(), spec=SessionSpec(provider), threads=1)
+
+
+def test_the_optimised_graph_has_its_free_dimensions_fixed_and_nothing_fused(tmp_path: Path):
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 18]> g (float[n, 4] x) => (float[n, 4] y) '
+        "{ s = Shape(x) r = Reshape(x, s) m = MatMul(r, w) a = Add(m, b) y = Relu(a) }"
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32) + 1, "w"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(4, np.float32), "b"))
+    onnx.save(model, tmp_path / "model.onnx")
+    save_optimised(tmp_path / "model.onnx", tmp_path / "shown.onnx", {"n": 3})
+    shown = onnx.load(tmp_path / "shown.onnx")
+    assert [dim.dim_value for dim in shown.graph.input[0].type.tensor_type.shape.dim] == [3, 4]
+    operators = {node.op_type for node in shown.graph.node}
+    assert "Relu" in operators
+    assert "Shape" not in operators  # its result is known now
+    assert all(node.domain in ("", "ai.onnx") for node in shown.graph.node)
+
+
+def test_dimensions_that_a_model_cannot_have_are_refused_by_name(tmp_path: Path):
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 18]> g (float[n, k] x) => (float[n, 3] y) { y = MatMul(x, w) }'
+    )
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((4, 3), np.float32), "w"))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(SourceError, match=r"cannot load .*model\.onnx with n=1, k=9: "):
+        save_optimised(tmp_path / "model.onnx", tmp_path / "shown.onnx", {"n": 1, "k": 9})

@@ -1,12 +1,16 @@
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 
 import onnxruntime as ort
 import pytest
 
 from monograph.errors import ConfigError
+from monograph.runtime.job import Contender, Job, Settings
 from monograph.runtime.results import Evidence
 from monograph.runtime.session import usable_cores
 from monograph.runtime.targets import TARGETS, Target, find_target
+from monograph.runtime.targets.xnnpack import give_threads_to_xnnpack
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -25,9 +29,9 @@ def test_every_target_describes_itself_in_one_line(name: str):
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_what_is_available_has_its_provider(name: str):
+def test_what_is_available_has_its_provider_unless_it_is_predicted(name: str):
     target = find_target(name)
-    if target.is_available():
+    if target.is_available() and target.evidence is not Evidence.PREDICTED:
         assert target.provider in ort.get_available_providers()
 
 
@@ -49,3 +53,23 @@ def test_another_target_names_those_that_there_are(name: str):
 def test_a_target_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         find_target("cpu").name = "other"
+
+
+@pytest.mark.parametrize("name", ["coreml", "nnapi", "xnnpack"])
+def test_a_provider_of_phones_is_predicted_where_it_is_not_here(name: str):
+    target = find_target(name)
+    is_here = target.provider in ort.get_available_providers()
+    assert target.is_available()
+    assert target.evidence is (Evidence.EXECUTED if is_here else Evidence.PREDICTED)
+    assert ("predicted" in target.describe()) != is_here
+    assert target.session.provider == target.provider
+
+
+def test_xnnpack_has_the_threads_and_onnx_runtime_has_one(
+    classifier: Callable[..., Path], contender: Callable[[Path], Contender]
+):
+    job = Job(contender(classifier()), None, Settings(threads=3, spinning=True))
+    given = give_threads_to_xnnpack(job)
+    assert (given.settings.threads, given.settings.spinning) == (1, False)
+    assert given.contender.loader_arguments["spec"]["options"] == {"intra_op_num_threads": "3"}
+    assert given.contender.loader_arguments["path"] == job.contender.loader_arguments["path"]
