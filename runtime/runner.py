@@ -64,8 +64,8 @@ def time_and_run(
     runner = load(**loader_arguments, threads=settings["threads"], spinning=settings["spinning"])
     create_ns = time.perf_counter_ns() - start
     timings = []
-    for batch_size in _possible_batch_sizes(contract, settings["batch_sizes"]):
-        call = runner.bind(_timing_inputs(contract, rows, batch_size))
+    for batch_size in possible_batch_sizes(contract, settings["batch_sizes"]):
+        call = runner.bind(timing_inputs(contract, rows, batch_size))
         timings.append(asdict(time_calls(call, batch_size, create_ns, rule)))
     peak = peak_memory_bytes()
     if rows is not None:
@@ -92,13 +92,14 @@ def _fixed_batch_size(contract: Contract) -> int | None:
     return first if isinstance(first, int) else None
 
 
-def _possible_batch_sizes(contract: Contract, wanted: Sequence[int]) -> list[int]:
+def possible_batch_sizes(contract: Contract, wanted: Sequence[int]) -> list[int]:
+    """Return the batch sizes to time: those wanted, or the only one that the model takes."""
     fixed = _fixed_batch_size(contract)
     return list(wanted) if fixed is None else [fixed]
 
 
-def _timing_inputs(contract: Contract, rows: Rows | None, batch_size: int) -> dict[str, Array]:
-    """The first rows there are, repeated where they are too few, or random ones."""
+def timing_inputs(contract: Contract, rows: Rows | None, batch_size: int) -> dict[str, Array]:
+    """Return the first rows there are, repeated where they are too few, or random ones."""
     if rows is None:
         return random_inputs(contract, batch_size, np.random.default_rng(0), _TIMING_SEQUENCE_LENGTH)
     return dict(rows.take(np.arange(batch_size) % len(rows)).inputs)

@@ -4,8 +4,9 @@ from monograph.errors import ConfigError
 from monograph.runtime.targets.cpu import CPU
 from monograph.runtime.targets.cuda import CUDA, TENSORRT
 from monograph.runtime.targets.target import Availability, Target
+from monograph.runtime.targets.web import WEB_WASM, WEB_WEBGPU
 
-TARGETS: dict[str, Target] = {target.name: target for target in (CPU, CUDA, TENSORRT)}
+TARGETS: dict[str, Target] = {target.name: target for target in (CPU, CUDA, TENSORRT, WEB_WASM, WEB_WEBGPU)}
 
 
 def find_target(name: str) -> Target:
