@@ -23,7 +23,7 @@ import numpy as np
 
 from monograph.errors import ConfigError, MissingPackageError, PlacementError
 from monograph.runtime.job import Job, RawRun
-from monograph.runtime.process import Launcher, call_in_fresh_process
+from monograph.runtime.process import call_in_fresh_process
 from monograph.runtime.results import Evidence, Placed
 from monograph.runtime.runner import OUTPUTS_FILE, ROWS_FILE
 from monograph.runtime.session import usable_cores
@@ -87,8 +87,7 @@ def run_in_browser(job: Job, kind: str, *, isolated: bool = True) -> RawRun:
     if chromium is None:
         raise ConfigError(f"no Chromium: {_probe().remedy}")
     threads = job.settings.threads or usable_cores()
-    # One folder for the rows, the outputs and all that the browser writes, gone with it even where the browser was killed.
-    with tempfile.TemporaryDirectory(prefix="monograph-web-", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(prefix="monograph-rows-") as name:
         folder = Path(name)
         if job.rows is not None:
             job.rows.save(folder / ROWS_FILE)
@@ -105,7 +104,6 @@ def run_in_browser(job: Job, kind: str, *, isolated: bool = True) -> RawRun:
                 "settings": asdict(job.settings) | {"threads": threads},
                 "isolated": isolated,
             },
-            launcher=Launcher(environment={"TMPDIR": name}),
         )
         outputs = np.load(folder / OUTPUTS_FILE, allow_pickle=False) if job.rows is not None else None
     placement = tuple(

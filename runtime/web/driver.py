@@ -24,7 +24,7 @@ from monograph.runtime.web.placement import read_placement
 from monograph.runtime.web.server import PageServer, serving
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Playwright
 
 Array = npt.NDArray[Any]
 DTYPES = (
@@ -174,7 +174,7 @@ def page_errors_as(kind: type[SourceError] | type[WorkerError], what: str) -> It
     try:
         yield
     except Error as error:
-        if "crashed" in error.message or "closed" in error.message:
+        if "crashed" in error.message or "has been closed" in error.message:
             raise WorkerError(f"{what}: the page died, most likely for want of memory") from error
         raise kind(f"{what}: {_first_line(error.message)}") from error
 
@@ -205,8 +205,8 @@ def _opened(kind: str, chromium: str, url: str) -> Iterator[tuple[Browser, Page]
         raise MissingPackageError("playwright is not installed: pip install playwright") from error
     with sync_playwright() as playwright:
         for flags in [()] if kind == "wasm" else [_WEBGPU, (*_WEBGPU, _SWIFTSHADER)]:
+            browser = _launched(playwright, chromium, [*_QUIET, *flags])
             with page_errors_as(WorkerError, f"{chromium} did not open the page"):
-                browser = playwright.chromium.launch(executable_path=chromium, args=[*_QUIET, *flags])
                 page = browser.new_page()
                 page.goto(f"{url}page.html", timeout=_LOAD_TIMEOUT_MS, wait_until="load")
                 has_gpu = page.evaluate("async () => Boolean(await navigator.gpu?.requestAdapter())")
@@ -218,6 +218,17 @@ def _opened(kind: str, chromium: str, url: str) -> Iterator[tuple[Browser, Page]
             yield browser, page
         finally:
             browser.close()
+
+
+def _launched(playwright: Playwright, chromium: str, flags: list[str]) -> Browser:
+    from playwright.sync_api import Error
+
+    try:
+        return playwright.chromium.launch(executable_path=chromium, args=flags)
+    except Error as error:
+        # The browser's own last words stand far down in the log that playwright appends.
+        fatal = (line.partition("FATAL:")[2] for line in error.message.splitlines() if "FATAL:" in line)
+        raise WorkerError(f"{chromium} did not start: {next(fatal, _first_line(error.message))}") from error
 
 
 def _load(page: Page, job: PageJob, model_name: str) -> int:
