@@ -15,13 +15,14 @@ from urllib.parse import urlsplit
 import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime as ort
 import psutil
 import pytest
-import torch
 from onnx import numpy_helper
 from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
 
-from monograph.errors import ConfigError, MissingPackageError, SourceError, WorkerError
+from monograph.errors import ConfigError, MissingPackageError, PlacementError, SourceError, WorkerError
 from monograph.models.contract import Contract, Kind, TensorSpec
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import read_onnx
@@ -51,35 +52,44 @@ def contender_of(path: Path) -> Contender:
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
-    """A small convolutional network that has learnt scikit-learn's digits, and 500 rows that it has not seen."""
-    torch.manual_seed(0)
+    """A convolutional network that knows scikit-learn's digits, and 500 rows that it has not seen.
+
+    Its filters are random; what follows them has been fitted.
+    """
     data = load_digits()
-    x, y = torch.tensor(data.images[:, None] / 16, dtype=torch.float32), torch.tensor(data.target)
-    net = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3, stride=2, padding=1), torch.nn.ReLU(),
-        torch.nn.Flatten(), torch.nn.Linear(256, 10),
-    )  # fmt: skip
-    optimiser = torch.optim.Adam(net.parameters(), 0.01)
-    for _ in range(40):
-        optimiser.zero_grad()
-        torch.nn.functional.cross_entropy(net(x[500:]), y[500:]).backward()
-        optimiser.step()
+    x = (data.images[:, None] / 16).astype(np.float32)
+    rng = np.random.default_rng(0)
     model = onnx.parser.parse_model(
         """<ir_version: 10, opset_import: ["": 18]> digits (float[batch, 1, 8, 8] pixels) => (float[batch, 10] logits) {
-            a = Conv <pads = [1, 1, 1, 1]> (pixels, w0, b0)
+            a = Conv <pads = [1, 1, 1, 1]> (pixels, W0, B0)
             b = Relu (a)
-            c = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (b, w2, b2)
+            c = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (b, W1)
             d = Relu (c)
-            e = Flatten (d)
-            logits = Gemm <transB = 1> (e, w5, b5)
+            features = Flatten (d)
+            logits = Gemm <transB = 1> (features, W2, B2)
         }"""
     )
-    for name, parameter in net.named_parameters():
-        letter = "w" if name.endswith("weight") else "b"
-        model.graph.initializer.append(numpy_helper.from_array(parameter.detach().numpy(), letter + name[0]))
+    weights = {
+        "W0": rng.standard_normal((16, 1, 3, 3)) / 3,
+        "B0": rng.standard_normal(16) / 3,
+        "W1": rng.standard_normal((16, 16, 3, 3)) / 12,
+        "W2": np.zeros((10, 256)),
+        "B2": np.zeros(10),
+    }
+    with_weights(model, weights)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, ["batch", 256]))
+    (features,) = ort.InferenceSession(model.SerializeToString()).run(["features"], {"pixels": x})
+    del model.graph.output[-1]
+    head = LogisticRegression(max_iter=300).fit(features[500:], data.target[500:])
+    with_weights(model, weights | {"W2": head.coef_, "B2": head.intercept_})
     path = tmp_path_factory.mktemp("web") / "digits.onnx"
     onnx.save(model, path)
-    return path, Rows({"pixels": x[:500].numpy()}, y[:500].numpy())
+    return path, Rows({"pixels": x[:500]}, data.target[:500])
+
+
+def with_weights(model: onnx.ModelProto, weights: dict[str, np.ndarray]) -> None:
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items())
 
 
 def model_of(tmp_path: Path, text: str, **initializers: np.ndarray) -> Path:
@@ -127,6 +137,24 @@ def test_webgpu_computes_what_the_processor_computes(digits: tuple[Path, Rows]):
     assert result.evidence is (Evidence.SIMULATED if is_software else Evidence.EXECUTED)
     assert (result.latency is None) == is_software
     assert (result.emulation_s is not None) == is_software
+
+
+@in_browser
+def test_a_node_that_webgpu_cannot_take_is_named_and_refused(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    path = model_of(
+        tmp_path,
+        """g (float[batch, 4] x) => (float[batch, 3] logits) {
+            axis = Constant <value = int64[1] {0}> ()
+            steps = Unsqueeze (x, axis)
+            y, h = RNN <hidden_size = 3> (steps, W, R)
+            logits = Squeeze (h, axis)
+        }""",
+        W=rng.standard_normal((1, 3, 4)).astype(np.float32),
+        R=rng.standard_normal((1, 3, 3)).astype(np.float32),
+    )
+    with pytest.raises(PlacementError, match=r"web-webgpu did not run the model: .* 1 on CPUExecutionProvider, among them RNN"):
+        measure(contender_of(path), WEBGPU, None, QUICK)
 
 
 @in_browser
