@@ -139,7 +139,9 @@ def time_and_run_in_browser(
     job = PageJob(BUILDS[kind], settings["threads"], {"name": kind, **provider_options}, list(external_data))
     with serving(files, isolated=isolated) as server, _opened(kind, chromium, server.url) as (browser, page):
         log: list[str] = []
+        uncaught: list[str] = []
         page.on("console", lambda message: log.append(message.text))
+        page.on("pageerror", lambda error: uncaught.append(f"the page reported an error: {_first_line(error.message)}"))
         create_ns = _load(page, job, Path(model).name)
         about = page.evaluate("() => monograph.about()")
         session = WebSession(page, server, contract.output.name, Path(model).name)
@@ -162,7 +164,7 @@ def time_and_run_in_browser(
             "browser": f"Chromium {browser.version}",
             "about": about,
             "is_emulated": is_emulated,
-            "warnings": _clock_warnings(timings, about["clock_step_ns"]) if not is_emulated else [],
+            "warnings": uncaught + (_clock_warnings(timings, about["clock_step_ns"]) if not is_emulated else []),
         }
 
 
@@ -233,7 +235,9 @@ def _launched(playwright: Playwright, chromium: str, flags: list[str]) -> Browse
 
 def _load(page: Page, job: PageJob, model_name: str) -> int:
     with page_errors_as(WorkerError, f"the page could not load {job.build}"):
-        page.evaluate("job => monograph.load(job)", asdict(job))
+        page.evaluate("job => monograph.loadLibrary(job)", asdict(job))
+    with page_errors_as(WorkerError, f"the page could not hold {model_name}"):
+        page.evaluate("job => monograph.fetchModel(job)", asdict(job))
     with page_errors_as(SourceError, f"onnxruntime-web cannot load {model_name} with {job.provider['name']}"):
         return int(page.evaluate("() => monograph.create()"))
 

@@ -17,6 +17,7 @@ _MANIFESTS = ("package.json", "package-lock.json")
 _NAME = "onnxruntime-web"
 _NPM = ("ci", "--ignore-scripts", "--no-audit", "--no-fund")
 _TIMEOUT_S = 600.0
+_ERROR_LINES = 3
 
 
 def pinned_version() -> str:
@@ -53,7 +54,7 @@ def find_library() -> Path:
 def install_library() -> str:
     """Install the pinned onnxruntime-web by npm, digests checked and no scripts run; return what was installed and where.
 
-    An interrupt leaves what was there before.
+    An interrupt leaves what was there before, or nothing.
 
     Raises:
         ConfigError: npm is not installed.
@@ -72,8 +73,8 @@ def install_library() -> str:
         except subprocess.TimeoutExpired as error:
             raise WorkerError(f"npm took longer than {_TIMEOUT_S:.0f} s to bring {_NAME} and was stopped") from error
         if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise WorkerError(f"npm could not bring {_NAME} {pinned_version()}: {lines[0]}")
+            reason = " | ".join(done.stderr.strip().splitlines()[:_ERROR_LINES]) or f"exit code {done.returncode}"
+            raise WorkerError(f"npm could not bring {_NAME} {pinned_version()}: {reason}")
         for name in (*_MANIFESTS, "node_modules"):
             _replace(staged / name, folder / name)
     return f"{_NAME} {pinned_version()} in {folder}"

@@ -32,7 +32,7 @@ from monograph.runtime.results import Evidence
 from monograph.runtime.targets import find_target
 from monograph.runtime.targets.web import run_in_browser
 from monograph.runtime.timing import TimingRule
-from monograph.runtime.web.package import FOLDER_VARIABLE, find_library, pinned_version
+from monograph.runtime.web.package import FOLDER_VARIABLE, find_library, install_library, pinned_version
 from monograph.runtime.web.placement import UNNAMED, read_placement
 from monograph.runtime.web.server import serving
 
@@ -127,9 +127,10 @@ def test_web_assembly_computes_what_the_processor_computes(digits: tuple[Path, R
 @in_browser
 def test_webgpu_computes_what_the_processor_computes(digits: tuple[Path, Rows]):
     path, rows = digits
+    rows = rows.take(slice(0, 96))  # a GPU that is emulated is slow
     contender = contender_of(path)
     result, reference = (measure(contender, target, rows, QUICK) for target in (WEBGPU, CPU))
-    assert result.accuracy.top1.estimate == pytest.approx(reference.accuracy.top1.estimate, abs=1 / 500)
+    assert result.accuracy.top1.estimate == pytest.approx(reference.accuracy.top1.estimate, abs=1 / 96)
     assert result.accuracy.nll == pytest.approx(reference.accuracy.nll, rel=1e-3)
     assert set(result.nodes_per_provider) == {"WebGpuExecutionProvider"}
     assert "GPU " in result.device
@@ -223,12 +224,28 @@ def test_a_model_that_the_browser_cannot_load_is_one_line(digits: tuple[Path, Ro
     assert "\n" not in str(caught.value)
 
 
+def damaged_library(folder: Path, first_line: str) -> None:
+    """Write a copy of the installed onnxruntime-web whose module for WebAssembly begins with ``first_line``."""
+    package = folder / "node_modules" / "onnxruntime-web"
+    shutil.copytree(find_library(), package / "dist", ignore=shutil.ignore_patterns("*.map", "*.js", "*jsep*", "*asyncify*"))
+    (package / "package.json").write_text(json.dumps({"version": pinned_version()}))
+    module = package / "dist" / "ort.wasm.min.mjs"
+    module.write_text(f"{first_line}\n{module.read_text()}")
+
+
+@in_browser
+def test_an_error_that_the_page_does_not_catch_is_a_warning(
+    digits: tuple[Path, Rows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    damaged_library(tmp_path, "setTimeout(() => { throw new Error('planted'); }, 0);")
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
+    run = WASM.run(Job(contender_of(digits[0]), None, QUICK))
+    assert "the page reported an error: planted" in run.warnings
+
+
 @in_browser
 def test_a_page_that_fails_is_an_error_with_its_text(digits: tuple[Path, Rows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    package = tmp_path / "node_modules" / "onnxruntime-web"
-    shutil.copytree(find_library(), package / "dist", ignore=shutil.ignore_patterns("*.map", "*.js"))
-    (package / "package.json").write_text(json.dumps({"version": pinned_version()}))
-    (package / "dist" / "ort.wasm.min.mjs").write_text("throw new Error('planted')")
+    damaged_library(tmp_path, "throw new Error('planted');")
     monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path))
     with pytest.raises(WorkerError, match=r"^the page could not load ort.wasm.min.mjs: planted$"):
         WASM.run(Job(contender_of(digits[0]), None, QUICK))
@@ -279,6 +296,25 @@ def _command_line(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.NoSuchProcess:
         return []
+
+
+def test_installing_without_npm_says_where_npm_comes_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "web"))
+    with pytest.raises(ConfigError, match=r"npm is not installed.*apt-get install npm"):
+        install_library()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_npm_that_fails_installs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    npm = tmp_path / "npm"
+    npm.write_text("#!/bin/sh\necho 'npm error code EINTEGRITY' >&2\nexit 1\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "web"))
+    with pytest.raises(WorkerError, match=rf"npm could not bring onnxruntime-web {pinned_version()}: npm error code EINTEGRITY"):
+        install_library()
+    assert list(tmp_path.iterdir()) == [npm]
 
 
 @pytest.mark.parametrize("target", [WASM, WEBGPU])
