@@ -76,6 +76,15 @@ def size_on_disk(path: Path) -> int:
     return sum(file.stat().st_size for file in model_files(path))
 
 
+def external_data_files(path: Path) -> dict[str, Path]:
+    """Return the external data files of a checked file, by the location that its tensors call them."""
+    tensors = [
+        tensor for tensor in _tensors_of(load_proto(path)) if uses_external_data(tensor) and not lies_in_own_file(tensor, path)
+    ]
+    locations = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return {location: path.absolute().parent / location for location in sorted(locations)}
+
+
 def _checked_proto(path: Path) -> onnx.ModelProto:
     if not path.exists():
         raise SourceError(f"no such file: {path}")

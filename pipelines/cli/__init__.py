@@ -335,9 +335,22 @@ def _loadgen_spec(
 
 
 @app.command()
-def targets(as_json: Json = False) -> None:
+def targets(
+    install: Annotated[
+        str | None, typer.Option(metavar="TARGET", help="First bring what TARGET needs beside packages of pip and apt.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """List the targets of this machine, with what evidence a figure on each would carry."""
-    from monograph.runtime.targets import TARGETS
+    from monograph.runtime.targets import TARGETS, find_target
+
+    if install is not None:
+        bring = find_target(install).install
+        if bring is None:
+            raise ConfigError(f"{install} has nothing to install here: {find_target(install).describe()}")
+        installed = bring()
+        if not as_json:
+            say(f"installed {installed}")
 
     rows = [
         {"name": target.name, "title": target.title, "available": here.is_here, "evidence": target.evidence}

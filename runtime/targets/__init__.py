@@ -8,9 +8,12 @@ from monograph.runtime.targets.cuda import CUDA, TENSORRT
 from monograph.runtime.targets.nnapi import NNAPI
 from monograph.runtime.targets.ssh import SCHEME, ssh_target
 from monograph.runtime.targets.target import Availability, Target
+from monograph.runtime.targets.web import WEB_WASM, WEB_WEBGPU
 from monograph.runtime.targets.xnnpack import XNNPACK
 
-TARGETS: dict[str, Target] = {target.name: target for target in (CPU, CUDA, TENSORRT, ARM64, COREML, NNAPI, XNNPACK)}
+TARGETS: dict[str, Target] = {
+    target.name: target for target in (CPU, CUDA, TENSORRT, WEB_WASM, WEB_WEBGPU, ARM64, COREML, NNAPI, XNNPACK)
+}
 
 
 def find_target(name: str) -> Target:

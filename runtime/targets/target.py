@@ -44,6 +44,8 @@ class Target:
     """Load, time, run all rows, and tell what ran where; raises MonographError."""
     lowering: str | None = None
     """What a model has to become first: a name in ``export.lowering.LOWERINGS``."""
+    install: Callable[[], str] | None = None
+    """Bring what pip and apt do not, and tell what was brought; raises MonographError."""
 
     def is_available(self) -> bool:
         """Say whether it can be used here."""

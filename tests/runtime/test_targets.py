@@ -6,7 +6,7 @@ import onnxruntime as ort
 import pytest
 
 from monograph.errors import ConfigError
-from monograph.runtime.job import Contender, Job, Settings
+from monograph.runtime.job import Contender, Job, Settings, run_in_process
 from monograph.runtime.results import Evidence
 from monograph.runtime.session import usable_cores
 from monograph.runtime.targets import TARGETS, Target, find_target
@@ -31,7 +31,7 @@ def test_every_target_describes_itself_in_one_line(name: str):
 @pytest.mark.parametrize("name", TARGETS)
 def test_what_is_available_has_its_provider_unless_it_is_predicted(name: str):
     target = find_target(name)
-    if target.is_available() and target.evidence is not Evidence.PREDICTED:
+    if target.run is run_in_process and target.session.plugin is None and target.is_available():
         assert target.provider in ort.get_available_providers()
 
 
