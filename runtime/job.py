@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,10 @@ class Settings:
     rule: TimingRule = field(default_factory=TimingRule)
     allow_fallback: bool = False
     """Whether nodes that a target cannot take may run elsewhere."""
+
+
+EMULATED_RULE = TimingRule(min_runs=2, min_s=0.0, max_s=0.0, warmup_s=0.0)
+"""Where a call takes seconds and its time says nothing of the hardware."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,16 @@ def run_in_process(job: Job, launcher: Launcher = LOCAL) -> RawRun:
         placement=tuple(Placed(**record | _tuples(record)) for record in raw["placement"]),
         peak_memory_bytes=raw["peak_memory_bytes"],
     )
+
+
+def run_emulated(job: Job, launcher: Launcher = LOCAL) -> RawRun:
+    """Run as :func:`run_in_process` does, where the hardware is emulated: all rows, but few timed calls of one batch size.
+
+    Raises:
+        MonographError: the contender cannot be loaded or run.
+    """
+    settings = replace(job.settings, batch_sizes=job.settings.batch_sizes[:1], rule=EMULATED_RULE)
+    return run_in_process(replace(job, settings=settings), launcher)
 
 
 def _tuples(record: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

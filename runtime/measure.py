@@ -52,8 +52,14 @@ def measure(contender: Contender, target: Target, rows: Rows | None, settings: S
         warnings.append(f"{threads} threads on {usable_cores()} usable cores: they wait for one another")
     run = target.run(Job(contender, rows, settings))
     if run.placement:
-        warnings += check_placement(run.placement, target.provider, target.name, allow_fallback=settings.allow_fallback)
-    evidence = run.evidence or target.evidence
+        warnings += check_placement(
+            run.placement,
+            target.provider,
+            target.name,
+            allow_fallback=settings.allow_fallback,
+            is_strict=target.is_strict,
+        )
+    evidence = run.evidence or here.evidence or target.evidence
     is_timed = bool(run.timings) and evidence in (Evidence.EXECUTED, Evidence.DEVICE)
     return Measurement(
         model=contender.name,

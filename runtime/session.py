@@ -175,6 +175,21 @@ def open_session(
     return Session(path, session, device="cuda" if spec.io_binding else None)
 
 
+def save_folded(path: Path, folded: Path) -> None:
+    """Write ``path`` as ONNX Runtime optimises it within standard ONNX: constants folded, identities and dropouts gone.
+
+    Raises:
+        SourceError: ONNX Runtime cannot load the model.
+    """
+    options = _session_options(SessionSpec(), 1, spinning=False, record_placement=False)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(folded)
+    try:
+        ort.InferenceSession(str(path), options, providers=[CPU_PROVIDER])
+    except _LOAD_ERRORS as error:
+        raise SourceError(f"ONNX Runtime {ort.__version__} cannot load {path.name}: {_first_line(error)}") from error
+
+
 def _session_options(spec: SessionSpec, threads: int | None, spinning: bool, record_placement: bool) -> Any:
     if spec.plugin is None and spec.provider not in ort.get_available_providers():
         raise ConfigError(f"onnxruntime {ort.__version__} here has no {spec.provider}: see `monograph targets`")
@@ -213,6 +228,18 @@ def plugin_devices(spec: SessionSpec) -> list[Any]:
     if not devices:
         raise ConfigError(f"{spec.provider} finds no device here: see `monograph targets`")
     return devices
+
+
+def first_device_name(provider: str, plugin: str) -> str:
+    """Return what a plugin provider says of its first device.
+
+    Raises:
+        MissingPackageError: its package is not installed.
+        ConfigError: its library cannot be loaded, or finds no device.
+    """
+    first = plugin_devices(SessionSpec(provider, plugin=plugin))[0]
+    described = [str(first.device.vendor), *(f"{name} {text}" for name, text in dict(first.device.metadata).items())]
+    return ", ".join(filter(None, [str(first.device.type).rpartition(".")[2], *described]))
 
 
 @cache

@@ -193,6 +193,13 @@ def measure(
     data: Annotated[str | None, typer.Option(help=f"Labelled test rows for accuracy. {DATA}.")] = None,
     data_column: DataColumns = None,
     split: Split = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help=f"Rows to quantise with, for targets that take quantised models only, as qnn-htp does. {DATA}."),
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option(help="Score on this many rows, drawn at random; for targets where a call takes seconds.")
+    ] = None,
     batch_sizes: Annotated[str, typer.Option(help="Latency at the first, throughput at all of them.")] = "1,8,32",
     threads: Annotated[int | None, typer.Option(help="Intra-op threads; all usable cores by default.")] = None,
     spinning: Annotated[
@@ -221,6 +228,8 @@ def measure(
             models,
             on=on.split(","),
             data=data_spec_of(data, data_column, split),
+            calibration=data_spec_of(calibration, data_column, split),
+            row_count=rows,
             batch_sizes=[whole_number(text) for text in batch_sizes.split(",")],
             threads=threads,
             spinning=spinning,
@@ -250,7 +259,7 @@ def targets(as_json: Json = False) -> None:
     from monograph.runtime.targets import TARGETS
 
     rows = [
-        {"name": target.name, "title": target.title, "available": here.is_here, "evidence": target.evidence}
+        {"name": target.name, "title": target.title, "available": here.is_here, "evidence": here.evidence or target.evidence}
         | {"detail": here.detail, "remedy": here.remedy}
         for target in TARGETS.values()
         if (here := target.probe())

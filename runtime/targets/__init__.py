@@ -3,9 +3,11 @@
 from monograph.errors import ConfigError
 from monograph.runtime.targets.cpu import CPU
 from monograph.runtime.targets.cuda import CUDA, TENSORRT
+from monograph.runtime.targets.qnn_htp import QNN_HTP
 from monograph.runtime.targets.target import Availability, Target
+from monograph.runtime.targets.webgpu import WEBGPU
 
-TARGETS: dict[str, Target] = {target.name: target for target in (CPU, CUDA, TENSORRT)}
+TARGETS: dict[str, Target] = {target.name: target for target in (CPU, CUDA, TENSORRT, QNN_HTP, WEBGPU)}
 
 
 def find_target(name: str) -> Target:

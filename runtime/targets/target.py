@@ -19,6 +19,8 @@ class Availability:
     """The device and its versions, or what is missing."""
     remedy: str | None = None
     """The command that would bring what is missing."""
+    evidence: Evidence | None = None
+    """Where what was found tells better than the target what its figures are worth."""
 
     def describe(self) -> str:
         """Return one line for people."""
@@ -44,6 +46,8 @@ class Target:
     """Load, time, run all rows, and tell what ran where; raises MonographError."""
     lowering: str | None = None
     """What a model has to become first: a name in ``export.lowering.LOWERINGS``."""
+    is_strict: bool = False
+    """Whether a single node elsewhere makes it another figure, however small the node's work."""
 
     def is_available(self) -> bool:
         """Say whether it can be used here."""
