@@ -14,7 +14,6 @@ from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.models.sources import Scheme, parse_source
 from monograph.pipelines.data import DataSpec, as_data_spec
-from monograph.pipelines.lower import lower_for
 from monograph.runtime.measure import BATCH_SIZES, Settings, measure, onnx_contender
 from monograph.runtime.provider_options import check_options
 from monograph.runtime.results import Measurement
@@ -87,6 +86,8 @@ def _measure_lowered(
     file: OnnxFile, target: Target, data: DataSpec | None, calibration: DataSpec | None, row_count: int | None, settings: Settings
 ) -> Measurement:
     """Measure what ``file`` becomes for ``target``; the record says what was done to it."""
+    from monograph.pipelines.lower import lower_for  # it brings PyTorch, which other targets do without
+
     assert target.lowering is not None
     here = target.probe()
     if not here.is_here:  # before a long calibration, not after

@@ -16,6 +16,7 @@ from monograph.models.data.rows import Rows
 from monograph.runtime.closeness import compare_arrays
 from monograph.runtime.runner import run_all_rows
 from monograph.runtime.session import open_session
+from monograph.runtime.statistics import proportion_interval
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class AgreementBound:
     """What a quantised model has to reach on the rows that it is compared on."""
 
     top1: float = 0.9
-    """Smallest share of real rows with the same best class; on random rows, whose best class means nothing, only recorded."""
+    """Smallest share of real rows with the same best class: refused where Wilson's interval at 95% lies below it, which a few
+    rows never show. On random rows, whose best class means nothing, the share is recorded only."""
     cosine: float = 0.98
     """Smallest cosine of the outputs of all rows, flattened."""
 
@@ -36,7 +38,7 @@ class Agreement:
     rows: str
     """``real`` or ``random``."""
     top1_agreement: float | None
-    """None where the output has no classes."""
+    """None where the output has no classes, or more than one best class a row."""
     max_abs_error: float
     scale: float
     """Largest absolute value of the source's output."""
@@ -64,7 +66,7 @@ def prove_agreement(
     if expected.shape != got.shape:
         raise ParityError(f"{lowered[0].name}: the output has shape {got.shape}, that of its source {expected.shape}")
     found = compare_arrays(expected, got)
-    has_classes = lowered[1].kind.has_classes
+    has_classes = lowered[1].kind.has_classes and expected.ndim == 2
     agreement = Agreement(
         row_count=len(rows),
         rows="random" if is_random else "real",
@@ -74,11 +76,17 @@ def prove_agreement(
         cosine=found.cosine,
         bound=bound,
     )
-    too_few = not is_random and agreement.top1_agreement is not None and agreement.top1_agreement < bound.top1
-    if too_few or not agreement.cosine >= bound.cosine:
+    if _is_below(agreement, bound.top1) or not agreement.cosine >= bound.cosine:
         raise ParityError(
             f"{lowered[0].name} does not agree with {source[0].name}: {agreement.describe()}, expected at least "
             f"{bound.top1:.0%} of real rows and cosine {bound.cosine:g}; calibrate on more rows of its own domain "
             "(--calibration DATA); nothing was written"
         )
     return agreement
+
+
+def _is_below(agreement: Agreement, top1: float) -> bool:
+    if agreement.top1_agreement is None or agreement.rows == "random":
+        return False
+    agreeing = round(agreement.top1_agreement * agreement.row_count)
+    return proportion_interval(agreeing, agreement.row_count).high < top1

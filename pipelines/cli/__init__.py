@@ -15,6 +15,7 @@ from rich.console import Console
 import monograph
 from monograph.errors import ConfigError, MonographError
 from monograph.pipelines.cli.fusion import fuse
+from monograph.pipelines.cli.lower import lower
 from monograph.pipelines.cli.options import (
     DATA,
     SOURCE,
@@ -184,6 +185,7 @@ def export(
 
 app.command()(fuse)
 app.command()(verify)
+app.command()(lower)
 
 
 @app.command()
