@@ -12,12 +12,13 @@ from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config, qnn_preprocess_model
 
 from monograph.export.lowering.lowering import Lowering, LoweringJob
+from monograph.export.lowering.masks import MARK, soften_masks
 from monograph.export.lowering.quantise import RowReader, quantise, quiet_tools
 from monograph.export.lowering.static import with_fixed_sizes
 
 
 def _convert(job: LoweringJob, activations: QuantType) -> Path:
-    static = with_fixed_sizes(job)
+    static = soften_masks(with_fixed_sizes(job), job.folder / "softened.onnx")
     fused = job.folder / "fused.onnx"
     with quiet_tools():
         source = fused if qnn_preprocess_model(str(static), str(fused)) else static
@@ -32,7 +33,7 @@ def _convert(job: LoweringJob, activations: QuantType) -> Path:
 
 
 def _lowering(name: str, title: str, activations: QuantType) -> Lowering:
-    settings = {"activations": activations.name, "weights": QuantType.QInt8.name, "per_channel": True, "calibration": "min-max"}
+    settings = {"activations": activations.name, "weights": "QInt8", "per_channel": True, "calibration": "min-max", "masks": MARK}
     return Lowering(name, title, partial(_convert, activations=activations), settings)
 
 
