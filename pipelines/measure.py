@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from monograph.errors import ConfigError
 from monograph.export.predict import RULE_BOOKS, predict
+from monograph.models.data.rows import Rows
 from monograph.models.data.stream import RowStream
 from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.models.sources import Scheme, parse_source
@@ -26,12 +30,16 @@ from monograph.runtime.results import Measurement
 from monograph.runtime.targets import Target, find_target
 from monograph.runtime.timing import TimingRule
 
+_SAMPLE_SEED = 0
+
 
 def measure_models(
     models: Sequence[str | Path],
     *,
     on: Sequence[str] = ("cpu",),
     data: str | DataSpec | None = None,
+    calibration: str | DataSpec | None = None,
+    row_count: int | None = None,
     batch_sizes: Sequence[int] = BATCH_SIZES,
     threads: int | None = None,
     spinning: bool = True,
@@ -53,6 +61,8 @@ def measure_models(
         models: ONNX files.
         on: names of targets.
         data: DATA; with labels it gives accuracy, without it random rows are timed and nothing is scored.
+        calibration: DATA that models are quantised with, for targets that take quantised ones only; labels are not needed.
+        row_count: score on this many rows of ``data``, drawn at random by a fixed seed, where calls are slow.
         batch_sizes: the first is the one that latency is reported for, all of them give throughput.
         threads: intra-op threads; all usable cores by default.
         spinning: let idle threads spin, ONNX Runtime's default.
@@ -73,38 +83,54 @@ def measure_models(
         PlacementError: something else than the target ran a part of a model that counts.
         WorkerError: a measuring process died.
     """
-    if not batch_sizes or min(batch_sizes) < 1:
-        raise ConfigError(f"batch sizes {list(batch_sizes)}: give one or more sizes of at least 1")
-    if threads is not None and threads < 1:
-        raise ConfigError(f"{threads} threads: give at least 1")
+    _check(batch_sizes, threads, row_count, has_data=data is not None, parts=bool(slices or group))
     if reference is not None and not parity:
         raise ConfigError("--reference is what the parity matrix compares with: give --parity")
     check_reference(reference)
     targets = [_with_options(find_target(name), options or {}) for name in (matrix_targets(on) if parity else on)]
     files = [_onnx(str(model)) for model in models]
     spec = as_data_spec(data)
-    if spec is None and (slices or group):
-        raise ConfigError("--slice and --group name columns of DATA: give --data")
     settings = Settings(tuple(batch_sizes), threads, spinning, rule or TimingRule(), allow_fallback, load, loadgen, profile)
     for target in targets:
         check_extras(target, settings)
+    lower = partial(_measure_lowered, data=spec, calibration=as_data_spec(calibration))
     measurements: list[Measurement] = []
     with ExitStack() as opened:
         # All data is opened before anything is measured: what is wrong with it shows at once.
-        streams = [None if spec is None else opened.enter_context(_stream(spec, file, slices, group)) for file in files]
+        streams = [_rows(spec, file, row_count, slices, group, opened) for file in files]
         for file, stream in zip(files, streams, strict=True):
             rows = matrix_rows(stream, file.contract) if parity else stream
             outputs, of_file = Outputs(), []
             for target in targets:
                 on_progress(file.path.stem, target.name)
-                contender = onnx_contender(file.path.stem, file.path, file.contract, file.sha256, file.size_bytes, target)
                 keep = partial(outputs.keep, target.name) if parity else _forget
-                of_file.append(_completed(measure(contender, target, rows, settings, keep), file, target, batch_sizes[0]))
+                measured = (_measure_as_it_is if target.lowering is None else lower)(file, target, rows, settings, keep)
+                of_file.append(_completed(measured, file, target, batch_sizes[0]))
             if parity:
                 assert rows is not None
                 of_file = add_agreements(of_file, outputs, file, rows, reference)
             measurements += of_file
     return measurements
+
+
+def _check(batch_sizes: Sequence[int], threads: int | None, row_count: int | None, *, has_data: bool, parts: bool) -> None:
+    if not batch_sizes or min(batch_sizes) < 1:
+        raise ConfigError(f"batch sizes {list(batch_sizes)}: give one or more sizes of at least 1")
+    if threads is not None and threads < 1:
+        raise ConfigError(f"{threads} threads: give at least 1")
+    if row_count is not None and row_count < 1:
+        raise ConfigError(f"{row_count} rows: give at least 1")
+    if row_count is not None and parts:
+        raise ConfigError("--rows draws rows at random: leave out --slice and --group, or --rows")
+    if parts and not has_data:
+        raise ConfigError("--slice and --group name columns of DATA: give --data")
+
+
+def _measure_as_it_is(
+    file: OnnxFile, target: Target, rows: Rows | RowStream | None, settings: Settings, keep: Callable[[RawRun], None]
+) -> Measurement:
+    contender = onnx_contender(file.path.stem, file.path, file.contract, file.sha256, file.size_bytes, target)
+    return measure(contender, target, rows, settings, keep)
 
 
 def _completed(measurement: Measurement, file: OnnxFile, target: Target, batch_size: int) -> Measurement:
@@ -116,8 +142,51 @@ def _forget(run: RawRun) -> None:
     """Let go of what a run gave once it is scored."""
 
 
-def _stream(spec: DataSpec, file: OnnxFile, slices: Sequence[str], group: str | None) -> AbstractContextManager[RowStream]:
-    return spec.open(file.contract, file.tokenizer_json, slices=slices, group=group)
+def _measure_lowered(
+    file: OnnxFile,
+    target: Target,
+    rows: Rows | RowStream | None,
+    settings: Settings,
+    keep: Callable[[RawRun], None],
+    *,
+    data: DataSpec | None,
+    calibration: DataSpec | None,
+) -> Measurement:
+    """Measure what ``file`` becomes for ``target``; the record says what was done to it."""
+    from monograph.pipelines.lower import lower_for  # it brings PyTorch, which other targets do without
+
+    assert target.lowering is not None
+    here = target.probe()
+    if not here.is_here:  # before a long calibration, not after
+        raise ConfigError(f"target {target.name} is not here: {here.describe()}")
+    with tempfile.TemporaryDirectory(prefix="monograph-lowered-") as folder:
+        lowered = lower_for(target.lowering, file, Path(folder), data=data, calibration=calibration)
+        taken = lowered.file
+        contender = onnx_contender(file.path.stem, taken.path, taken.contract, taken.sha256, taken.size_bytes, target)
+        measured = measure(contender, target, rows, settings, keep)
+    return replace(
+        measured,
+        # The lowered file's contract was written by us: what had to be guessed is known of the given one only.
+        assumed=tuple(dict.fromkeys((*file.contract.assumed, *lowered.notes, *measured.assumed))),
+        warnings=(*measured.warnings, *lowered.warnings),
+    )
+
+
+def _rows(
+    data: DataSpec | None, file: OnnxFile, row_count: int | None, slices: Sequence[str], group: str | None, opened: ExitStack
+) -> Rows | RowStream | None:
+    """Return the rows as the model takes them: all of them, a part at a time, or ``row_count`` drawn at random."""
+    if data is None:
+        return None
+    if row_count is None:
+        return opened.enter_context(data.open(file.contract, file.tokenizer_json, slices=slices, group=group))
+    rows = data.load(file.contract, file.tokenizer_json)
+    if row_count >= len(rows):
+        return rows
+    # Files are often sorted by class: the first rows would not do.
+    chosen = np.sort(np.random.default_rng(_SAMPLE_SEED).choice(len(rows), row_count, replace=False))
+    note = f"{row_count} of the {len(rows)} rows of {rows.origin} were taken, drawn at random with seed {_SAMPLE_SEED}"
+    return replace(rows.take(chosen), assumed=(*rows.assumed, note))
 
 
 def _with_prediction(measurement: Measurement, file: OnnxFile, target: Target, batch_size: int) -> Measurement:

@@ -66,9 +66,15 @@ def measure(
     if run.environment is not None:
         warnings = []  # what is wrong with this machine means nothing to another
     if run.placement:
-        warnings += check_placement(run.placement, target.provider, target.name, allow_fallback=settings.allow_fallback)
+        warnings += check_placement(
+            run.placement,
+            target.provider,
+            target.name,
+            allow_fallback=settings.allow_fallback,
+            is_strict=target.is_strict,
+        )
     on_run(run)
-    evidence = run.evidence or target.evidence
+    evidence = run.evidence or here.evidence or target.evidence
     scorecard, accuracy = _score(run.outputs, rows, contender.contract)
     is_timed = bool(run.timings) and evidence in (Evidence.EXECUTED, Evidence.DEVICE)
     if is_timed:

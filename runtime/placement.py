@@ -21,13 +21,17 @@ def works(op_type: str) -> bool:
     return any(part in op_type for part in _WORK)
 
 
-def check_placement(placement: Sequence[Placed], provider: str, target: str, *, allow_fallback: bool) -> list[str]:
+def check_placement(
+    placement: Sequence[Placed], provider: str, target: str, *, allow_fallback: bool, is_strict: bool = False
+) -> list[str]:
     """Return warnings for what ran elsewhere than on ``provider``.
 
-    Small operators, such as those of shapes, may run on the processor by a provider's own choice: they are told, not refused.
+    Small operators, such as those of shapes, may run on the processor by a provider's own choice: they are told, not refused,
+    unless ``is_strict``.
 
     Raises:
-        PlacementError: ``provider`` ran nothing, or an operator that does the work ran elsewhere, unless ``allow_fallback``.
+        PlacementError: ``provider`` ran nothing, or an operator that does the work ran elsewhere, unless ``allow_fallback``;
+            with ``is_strict``, any operator.
     """
     own = sum(len(placed.nodes) for placed in placement if placed.provider == provider)
     foreign = [placed for placed in placement if placed.provider != provider]
@@ -40,7 +44,7 @@ def check_placement(placement: Sequence[Placed], provider: str, target: str, *, 
         f"{op_type} {node!r}"
         for placed in foreign
         for node, op_type in zip(placed.nodes, placed.op_types, strict=True)
-        if works(op_type)
+        if is_strict or works(op_type)
     ]
     if allow_fallback or (own and not working):
         return [text + (f" ({', '.join(working[:_NAMED])}{' …' if len(working) > _NAMED else ''})" if working else "")]

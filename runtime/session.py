@@ -252,6 +252,18 @@ def plugin_devices(spec: SessionSpec) -> list[Any]:
     return devices
 
 
+def first_device_name(provider: str, plugin: str) -> str:
+    """Return what a plugin provider says of its first device.
+
+    Raises:
+        MissingPackageError: its package is not installed.
+        ConfigError: its library cannot be loaded, or finds no device.
+    """
+    first = plugin_devices(SessionSpec(provider, plugin=plugin))[0]
+    described = [str(first.device.vendor), *(f"{name} {text}" for name, text in dict(first.device.metadata).items())]
+    return ", ".join(filter(None, [str(first.device.type).rpartition(".")[2], *described]))
+
+
 @cache
 def _preload_dlls() -> None:
     """Load CUDA and cuDNN from their Python packages, where those are installed, before the first session asks for them."""

@@ -1,1 +1,29 @@
-"""One model to what a target takes; each lowered file is proven against the original."""
+"""From one model to what a target takes. A new lowering is one short file here and one entry in ``LOWERINGS``."""
+
+from monograph.errors import ConfigError
+from monograph.export.lowering.agreement import Agreement, AgreementBound
+from monograph.export.lowering.fp16 import FP16
+from monograph.export.lowering.lower import is_quantised, lower, lowered_contract
+from monograph.export.lowering.lowering import LOWERING_KEY, Lowered, Lowering
+from monograph.export.lowering.qdq_htp import QDQ_HTP, QDQ_HTP_INT8
+from monograph.export.lowering.qdq_int8 import QDQ_INT8
+from monograph.export.lowering.static import STATIC_BATCH
+
+LOWERINGS: dict[str, Lowering] = {lowering.name: lowering for lowering in (STATIC_BATCH, QDQ_HTP, QDQ_HTP_INT8, QDQ_INT8, FP16)}
+
+
+def find_lowering(name: str) -> Lowering:
+    """Return the lowering called ``name``.
+
+    Raises:
+        ConfigError: there is no such lowering.
+    """
+    if name not in LOWERINGS:
+        raise ConfigError(f"unknown lowering {name!r}: choose from {', '.join(LOWERINGS)}")
+    return LOWERINGS[name]
+
+
+__all__ = [
+    "LOWERINGS", "LOWERING_KEY", "Agreement", "AgreementBound", "Lowered", "Lowering", "find_lowering", "is_quantised", "lower",
+    "lowered_contract",
+]  # fmt: skip

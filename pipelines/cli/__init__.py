@@ -16,6 +16,7 @@ from rich.console import Console
 import monograph
 from monograph.errors import ConfigError, MonographError
 from monograph.pipelines.cli.fusion import fuse
+from monograph.pipelines.cli.lower import lower
 from monograph.pipelines.cli.options import (
     DATA,
     SOURCE,
@@ -190,6 +191,7 @@ def export(
 
 app.command()(fuse)
 app.command()(verify)
+app.command()(lower)
 
 
 @app.command()
@@ -211,6 +213,13 @@ def measure(
     ] = False,
     reference: Annotated[
         str | None, typer.Option(metavar="SOURCE", help="With --parity: the PyTorch source, `py:…` or `hf:…`.")
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(help=f"Rows to quantise with, for targets that take quantised models only, as qnn-htp does. {DATA}."),
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option(help="Score on this many rows, drawn at random; for targets where a call takes seconds.")
     ] = None,
     batch_sizes: Annotated[str, typer.Option(help="Latency at the first, throughput at all of them.")] = "1,8,32",
     threads: Annotated[int | None, typer.Option(help="Intra-op threads; all usable cores by default.")] = None,
@@ -264,6 +273,8 @@ def measure(
             models,
             on=on.split(","),
             data=data_spec_of(data, data_column, split),
+            calibration=data_spec_of(calibration, data_column, split),
+            row_count=rows,
             batch_sizes=[whole_number(text) for text in batch_sizes.split(",")],
             threads=threads,
             spinning=spinning,
@@ -353,7 +364,7 @@ def targets(
             say(f"installed {installed}")
 
     rows = [
-        {"name": target.name, "title": target.title, "available": here.is_here, "evidence": target.evidence}
+        {"name": target.name, "title": target.title, "available": here.is_here, "evidence": here.evidence or target.evidence}
         | {"detail": here.detail, "remedy": here.remedy}
         for target in TARGETS.values()
         if (here := target.probe())

@@ -6,13 +6,15 @@ from monograph.runtime.targets.coreml import COREML
 from monograph.runtime.targets.cpu import CPU
 from monograph.runtime.targets.cuda import CUDA, TENSORRT
 from monograph.runtime.targets.nnapi import NNAPI
+from monograph.runtime.targets.qnn_htp import QNN_HTP
 from monograph.runtime.targets.ssh import SCHEME, ssh_target
 from monograph.runtime.targets.target import Availability, Target
 from monograph.runtime.targets.web import WEB_WASM, WEB_WEBGPU
+from monograph.runtime.targets.webgpu import WEBGPU
 from monograph.runtime.targets.xnnpack import XNNPACK
 
 TARGETS: dict[str, Target] = {
-    target.name: target for target in (CPU, CUDA, TENSORRT, WEB_WASM, WEB_WEBGPU, ARM64, COREML, NNAPI, XNNPACK)
+    target.name: target for target in (CPU, CUDA, TENSORRT, QNN_HTP, WEBGPU, WEB_WASM, WEB_WEBGPU, ARM64, COREML, NNAPI, XNNPACK)
 }
 
 

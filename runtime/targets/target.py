@@ -19,6 +19,8 @@ class Availability:
     """The device and its versions, or what is missing."""
     remedy: str | None = None
     """The command that would bring what is missing."""
+    evidence: Evidence | None = None
+    """Where what was found tells better than the target what its figures are worth."""
 
     def describe(self) -> str:
         """Return one line for people."""
@@ -46,6 +48,8 @@ class Target:
     """What a model has to become first: a name in ``export.lowering.LOWERINGS``."""
     install: Callable[[], str] | None = None
     """Bring what pip and apt do not, and tell what was brought; raises MonographError."""
+    is_strict: bool = False
+    """Whether a single node elsewhere makes it another figure, however small the node's work."""
 
     def is_available(self) -> bool:
         """Say whether it can be used here."""

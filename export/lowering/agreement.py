@@ -1,0 +1,92 @@
+"""Agreement of a quantised model with the one it came from: not equal, but near enough, by a bound fixed beforehand.
+
+Shape letters: ``n`` rows, ``c`` classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from monograph.errors import ParityError
+from monograph.models.contract import Contract
+from monograph.models.data.rows import Rows
+from monograph.runtime.closeness import compare_arrays
+from monograph.runtime.runner import run_all_rows
+from monograph.runtime.session import open_session
+from monograph.runtime.statistics import proportion_interval
+
+
+@dataclass(frozen=True)
+class AgreementBound:
+    """What a quantised model has to reach on the rows that it is compared on."""
+
+    top1: float = 0.9
+    """Smallest share of real rows with the same best class: refused where Wilson's interval at 95% lies below it, which a few
+    rows never show. On random rows, whose best class means nothing, the share is recorded only."""
+    cosine: float = 0.98
+    """Smallest cosine of the outputs of all rows, flattened."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The primary output of a lowered model beside that of its source, both in ONNX Runtime on the processor."""
+
+    row_count: int
+    rows: str
+    """``real`` or ``random``."""
+    top1_agreement: float | None
+    """None where the output has no classes, or more than one best class a row."""
+    max_abs_error: float
+    scale: float
+    """Largest absolute value of the source's output."""
+    cosine: float
+    bound: AgreementBound
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        top1 = "" if self.top1_agreement is None else f"top-1 agreement {self.top1_agreement:.1%}, "
+        return (
+            f"{top1}max abs error {self.max_abs_error:.2g} (scale {self.scale:.3g}), cosine {self.cosine:.5f} "
+            f"on {self.row_count} {self.rows} rows"
+        )
+
+
+def prove_agreement(
+    source: tuple[Path, Contract], lowered: tuple[Path, Contract], rows: Rows, *, is_random: bool, bound: AgreementBound
+) -> Agreement:
+    """Run both files on ``rows`` and compare their primary outputs.
+
+    Raises:
+        ParityError: the lowered model cannot be held to be the same model by ``bound``.
+    """
+    expected, got = (run_all_rows(open_session(path, spinning=False), contract, rows) for path, contract in (source, lowered))
+    if expected.shape != got.shape:
+        raise ParityError(f"{lowered[0].name}: the output has shape {got.shape}, that of its source {expected.shape}")
+    found = compare_arrays(expected, got)
+    has_classes = lowered[1].kind.has_classes and expected.ndim == 2
+    agreement = Agreement(
+        row_count=len(rows),
+        rows="random" if is_random else "real",
+        top1_agreement=float(np.mean(expected.argmax(-1) == got.argmax(-1))) if has_classes else None,
+        max_abs_error=found.max_abs_error,
+        scale=found.scale,
+        cosine=found.cosine,
+        bound=bound,
+    )
+    if _is_below(agreement, bound.top1) or not agreement.cosine >= bound.cosine:
+        raise ParityError(
+            f"{lowered[0].name} does not agree with {source[0].name}: {agreement.describe()}, expected at least "
+            f"{bound.top1:.0%} of real rows and cosine {bound.cosine:g}; calibrate on more rows of its own domain "
+            "(--calibration DATA); nothing was written"
+        )
+    return agreement
+
+
+def _is_below(agreement: Agreement, top1: float) -> bool:
+    if agreement.top1_agreement is None or agreement.rows == "random":
+        return False
+    agreeing = round(agreement.top1_agreement * agreement.row_count)
+    return proportion_interval(agreeing, agreement.row_count).high < top1

@@ -1,0 +1,65 @@
+"""What a lowering is: one model becomes what a target takes, proven against the model it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from monograph.export.lowering.agreement import Agreement
+from monograph.export.parity import ParityProof
+from monograph.models.contract import Contract
+from monograph.models.data.rows import Rows
+from monograph.models.onnx_file import OnnxFile
+
+LOWERING_KEY = "monograph.lowering"
+
+
+@dataclass(frozen=True)
+class LoweringJob:
+    """What a lowering is given."""
+
+    source: OnnxFile
+    contract: Contract
+    """What the lowered model promises: that of the source, its sizes fixed where the lowering fixes them."""
+    rows: Rows
+    """As ``contract`` takes them: what activations are calibrated on."""
+    folder: Path
+    """For what is made on the way; removed afterwards."""
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """One way from a model to what a target takes. A new one is one short file and one entry in ``LOWERINGS``."""
+
+    name: str
+    title: str
+    """What it does, for people."""
+    convert: Callable[[LoweringJob], Path]
+    """Write the lowered graph into the job's folder and return its path; contract, proof and record are added later."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """What it does in numbers and names, for the record in the file."""
+    fixes_sizes: bool = True
+    """Whether batch and sequence get a fixed size."""
+    tolerance: float | None = None
+    """Largest error as a share of the reference's scale; None for a quantised model, which is proven by agreement on rows."""
+
+    @property
+    def is_quantised(self) -> bool:
+        """True where the numbers are other ones on purpose, so that only agreement can be proven."""
+        return self.tolerance is None
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A written model that was proven against the one it came from."""
+
+    path: Path
+    lowering: str
+    contract: Contract
+    proof: ParityProof | Agreement
+    notes: tuple[str, ...]
+    """What was done, a sentence each."""
+    warnings: tuple[str, ...]
+    """What makes its figures doubtful."""

@@ -1,0 +1,36 @@
+"""Eight bits for any provider that takes QDQ graphs: static quantisation with weights scaled by channel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onnxruntime.quantization import QuantType, StaticQuantConfig
+
+from monograph.export.lowering.lowering import Lowering, LoweringJob
+from monograph.export.lowering.masks import MARK, soften_masks
+from monograph.export.lowering.quantise import RowReader, quantise
+from monograph.export.lowering.static import with_fixed_sizes
+
+_SETTINGS = {
+    "activations": "QUInt8",
+    "weights": "QInt8",
+    "per_channel": True,
+    "reduce_range": False,
+    "calibration": "min-max",
+    "masks": MARK,
+}
+
+
+def _convert(job: LoweringJob) -> Path:
+    config = StaticQuantConfig(
+        RowReader(job.rows, job.contract),
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        per_channel=True,
+        # Seven bits of weight, for processors whose 8-bit products saturate, cost accuracy everywhere else.
+        reduce_range=False,
+    )
+    return quantise(soften_masks(with_fixed_sizes(job), job.folder / "softened.onnx"), config, job.folder / "quantised.onnx")
+
+
+QDQ_INT8 = Lowering("qdq-int8", "fixed sizes, 8-bit activations and weights", _convert, _SETTINGS)

@@ -1,0 +1,64 @@
+"""Static quantisation by ONNX Runtime: activations calibrated on rows, QuantizeLinear and DequantizeLinear around nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, StaticQuantConfig, quantize
+
+from monograph.errors import ExportError
+from monograph.models.contract import Contract
+from monograph.models.data.rows import Rows
+
+
+class RowReader(CalibrationDataReader):  # type: ignore[misc]
+    """Rows in batches of the contract's fixed size, the last one filled up from the first rows."""
+
+    def __init__(self, rows: Rows, contract: Contract) -> None:
+        first = contract.inputs[0].shape[0] if contract.inputs[0].shape else 1
+        self._batch_size = first if isinstance(first, int) else 1
+        self._rows = rows
+        self._start = 0
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        """Return the next batch, or None after the last."""
+        if self._start >= len(self._rows):
+            return None
+        indices = np.arange(self._start, self._start + self._batch_size) % len(self._rows)
+        self._start += self._batch_size
+        return dict(self._rows.take(indices).inputs)
+
+
+def quantise(path: Path, config: StaticQuantConfig, out: Path) -> Path:
+    """Quantise the float model ``path`` by ``config``, calibration included; return ``out``.
+
+    Raises:
+        ExportError: ONNX Runtime cannot quantise it.
+    """
+    with quiet_tools():
+        try:
+            quantize(str(path), str(out), config)
+        except (ValueError, RuntimeError, TypeError, KeyError, onnx.checker.ValidationError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ExportError(f"ONNX Runtime cannot quantise the model: {reason}") from error
+    return out
+
+
+@contextlib.contextmanager
+def quiet_tools() -> Iterator[None]:
+    """ONNX Runtime's tools print and log advice on steps that were done already; what goes wrong is raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

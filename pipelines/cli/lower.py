@@ -1,0 +1,62 @@
+"""The verb ``lower``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from monograph.pipelines.cli.options import (
+    DATA,
+    DataColumns,
+    Json,
+    Split,
+    data_spec_of,
+    key_value,
+    print_json,
+    say,
+    whole_number,
+)
+from monograph.pipelines.progress import Progress
+
+
+def lower(
+    model: Annotated[Path, typer.Argument(help="An ONNX file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
+    to: Annotated[str, typer.Option(help="`static-batch`, `qdq-htp`, `qdq-htp-int8`, `qdq-int8` or `fp16`.")],
+    calibration: Annotated[
+        str | None, typer.Option(help=f"Rows to calibrate and prove on; random ones by default, with a warning. {DATA}.")
+    ] = None,
+    data_column: DataColumns = None,
+    split: Split = None,
+    batch_size: Annotated[int, typer.Option(help="Where the target wants a fixed one.")] = 1,
+    size: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=N", help="Of another named dimension; 128 by default for a text's sequence.")
+    ] = None,
+    min_agreement: Annotated[
+        float, typer.Option(help="Share of rows on which a quantised model has to choose the same class.")
+    ] = 0.9,
+    as_json: Json = False,
+) -> None:
+    """Make a model into what a target takes: fixed sizes, 8-bit or half precision, proven against the original."""
+    from monograph.export.lowering import AgreementBound
+    from monograph.pipelines.lower import lower_model
+
+    progress = Progress()
+    with progress.stage(f"lower {model} to {to}"):
+        lowered = lower_model(
+            model,
+            output,
+            to=to,
+            calibration=data_spec_of(calibration, data_column, split),
+            batch_size=batch_size,
+            sizes={name: whole_number(text) for name, text in map(key_value, size or ())},
+            bound=AgreementBound(top1=min_agreement),
+        )
+    if as_json:
+        print_json(lowered)
+        return
+    for note in lowered.warnings:
+        progress.note(note)
+    say(f"{lowered.path}  {lowered.proof.describe()}")

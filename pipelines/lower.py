@@ -1,0 +1,116 @@
+"""A model made into what a target takes, with rows of DATA to calibrate and prove it on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from monograph.errors import ConfigError
+from monograph.export.lowering import (
+    LOWERING_KEY,
+    AgreementBound,
+    Lowered,
+    find_lowering,
+    is_quantised,
+    lower,
+    lowered_contract,
+)
+from monograph.models.contract import Contract
+from monograph.models.data.rows import Rows
+from monograph.models.onnx_file import OnnxFile, read_onnx
+from monograph.models.sources import Scheme, parse_source
+from monograph.pipelines.data import DataSpec, as_data_spec
+
+CALIBRATION_ROWS = 256
+"""More rows hardly move the range of an activation, and calibration keeps what every node gives for each of them."""
+_SAMPLE_SEED = 1
+
+
+@dataclass(frozen=True)
+class Taken:
+    """The file that a target is given."""
+
+    file: OnnxFile
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def lower_model(
+    model: str | Path,
+    path: Path,
+    *,
+    to: str,
+    calibration: str | DataSpec | None = None,
+    batch_size: int = 1,
+    sizes: Mapping[str, int] | None = None,
+    bound: AgreementBound | None = None,
+) -> Lowered:
+    """Write ``model`` as what the lowering ``to`` makes of it, proven against it.
+
+    Args:
+        model: an ONNX file.
+        path: the file to write.
+        to: a name in ``LOWERINGS``.
+        calibration: DATA of the model's own domain, without labels or with; random rows where there are none.
+        batch_size: of lowerings that fix sizes.
+        sizes: of the model's other named dimensions.
+        bound: what a quantised model has to reach.
+
+    Raises:
+        InputError: the model or the data cannot be used.
+        ParityError: the lowered model does not compute what ``model`` does; nothing is written.
+    """
+    if batch_size < 1 or any(size < 1 for size in (sizes or {}).values()):
+        raise ConfigError(f"batch {batch_size}, sizes {dict(sizes or {})}: give sizes of at least 1")
+    source = parse_source(str(model))
+    if source.scheme is not Scheme.ONNX:
+        raise ConfigError(f"{model} is no ONNX file: export it first, monograph export {model} -o {source.name}.onnx")
+    lowering, file = find_lowering(to), read_onnx(source.path)
+    contract = lowered_contract(lowering, file.contract, batch_size, sizes)
+    rows = _calibration_rows(as_data_spec(calibration), contract, file)
+    return lower(lowering, file, path, calibration=rows, batch_size=batch_size, sizes=sizes, bound=bound)
+
+
+def lower_for(name: str, file: OnnxFile, folder: Path, *, data: DataSpec | None, calibration: DataSpec | None) -> Taken:
+    """Return what a target that wants the lowering ``name`` is given: ``file`` itself where it was lowered already.
+
+    Rows of ``data`` calibrate where no others are given, with a warning: they are what is scored.
+
+    Raises:
+        MonographError: the file cannot be lowered, or computes something else then.
+    """
+    if LOWERING_KEY in file.metadata:
+        return Taken(file, (f"{file.path.name} was taken as it is: lowered before, by {_lowered_by(file)}",))
+    lowering = find_lowering(name)
+    warnings: tuple[str, ...] = ()
+    if lowering.is_quantised and is_quantised(file):
+        lowering = find_lowering("static-batch")
+    contract = lowered_contract(lowering, file.contract)
+    rows = _calibration_rows(calibration or data, contract, file)
+    if lowering.is_quantised and calibration is None and rows is not None:
+        warnings = (
+            f"{file.path.name} was calibrated on {len(rows)} of the rows that it is scored on: its accuracy on others may be "
+            "lower; give --calibration DATA",
+        )
+    lowered = lower(lowering, file, folder / file.path.name, calibration=rows)
+    return Taken(read_onnx(lowered.path), lowered.notes, (*lowered.warnings, *warnings))
+
+
+def _lowered_by(file: OnnxFile) -> str:
+    try:
+        return str(json.loads(file.metadata[LOWERING_KEY])["lowering"])
+    except (ValueError, KeyError, TypeError):
+        return "something that its metadata does not name"
+
+
+def _calibration_rows(data: DataSpec | None, contract: Contract, file: OnnxFile) -> Rows | None:
+    if data is None:
+        return None
+    rows = data.load(contract, file.tokenizer_json)
+    if len(rows) > CALIBRATION_ROWS:
+        rows = rows.take(np.random.default_rng(_SAMPLE_SEED).choice(len(rows), CALIBRATION_ROWS, replace=False))
+    return replace(rows, labels=None)
