@@ -121,16 +121,24 @@ def _silence() -> Iterator[None]:
 
 
 def _prove(file: OnnxFile, converted: Path, style: Style, rows: Rows | None, tolerance: float) -> ParityProof:
-    """Prove the file as it is loaded by default, and in Runtime style also with the fusions that it notes."""
-    reference = open_session(file.path, spinning=False)
+    """Prove the file beside the ONNX file loaded alike, and return the worse proof.
+
+    In Runtime style that is twice: by default nothing is fused when it is loaded, and on demand the fusions that it notes. For a
+    quantised model the two round differently, so each has a reference of its own.
+    """
     session = open_session(converted, spinning=False)
-    carried = session.metadata.get(CONTRACT_KEY)
-    if carried != file.metadata.get(CONTRACT_KEY):
+    if session.metadata.get(CONTRACT_KEY) != file.metadata.get(CONTRACT_KEY):
         raise ExportError(f"the contract of {file.path.name} did not come through to ORT format; nothing was written")
+    optimised = open_session(file.path, spinning=False)
+    if style == "Fixed":
+        pairs = [(optimised, session)]
+    else:
+        as_written = open_session(file.path, spinning=False, mapped=True)
+        pairs = [(as_written, session), (optimised, open_session(converted, spec=_REPLAY, spinning=False))]
     names = (file.path.name, f"its ORT format in {style} style")
     proofs = [
         prove_parity(reference, one, file.contract, names=names, rows=rows, batch_sizes=_BATCH_SIZES, tolerance=tolerance)
-        for one in (session, *([open_session(converted, spec=_REPLAY, spinning=False)] if style == "Runtime" else []))
+        for reference, one in pairs
     ]
     return max(proofs, key=lambda proof: proof.worst.relative_error)
 

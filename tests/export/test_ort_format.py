@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
 from monograph.errors import ConfigError, ParityError
 from monograph.export.ort_format import Style, to_ort_format
 from monograph.models.contract import CONTRACT_KEY, Contract
 from monograph.models.data.rows import Rows
-from monograph.models.onnx_file import OnnxFile
+from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.runtime.session import open_session
 
 Write = Callable[..., OnnxFile]
@@ -92,3 +93,31 @@ def test_nothing_is_written_where_the_proof_fails(network: OnnxFile, tmp_path: P
 def test_the_name_has_to_end_in_ort(network: OnnxFile, tmp_path: Path):
     with pytest.raises(ConfigError, match=r"does not end in \.ort"):
         to_ort_format(network, tmp_path / "network.onnx")
+
+
+class _Rows(CalibrationDataReader):
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.rows = iter([{"x": rng.standard_normal((1, 4, 8, 8), dtype=np.float32)} for _ in range(4)])
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return next(self.rows, None)
+
+
+@pytest.mark.parametrize("style", ["Runtime", "Fixed"])
+def test_a_quantised_model_is_proven_beside_itself_loaded_alike(network: OnnxFile, tmp_path: Path, style: Style):
+    quantised = tmp_path / "quantised.onnx"
+    quantize_static(
+        network.path,
+        quantised,
+        _Rows(),
+        quant_format=QuantFormat.QDQ,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QUInt8,
+    )
+    made = to_ort_format(read_onnx(quantised), tmp_path / "quantised.ort", style)
+    # Eight-bit kernels round alike to the last bit; a step of the quantisation would be far above this.
+    assert made.proof.worst.relative_error <= 1e-6
+    names = {name for line in made.operators for name in line.split(";")[2].split(",")}
+    assert "QLinearConv" in names
+    assert ("DequantizeLinear" in names) or style == "Fixed"
