@@ -21,6 +21,10 @@ def works(op_type: str) -> bool:
     return any(part in op_type for part in _WORK)
 
 
+def _rank(op_type: str) -> int:
+    return 0 if works(op_type) else 2 if op_type in ("QuantizeLinear", "DequantizeLinear") else 1
+
+
 def check_placement(
     placement: Sequence[Placed], provider: str, target: str, *, allow_fallback: bool, is_strict: bool = False
 ) -> list[str]:
@@ -40,12 +44,14 @@ def check_placement(
     total = own + sum(len(placed.nodes) for placed in foreign)
     elsewhere = ", ".join(f"{len(placed.nodes)} on {placed.provider}" for placed in foreign)
     text = f"{own} of {total} nodes ran on {provider}, {elsewhere}"
-    working = [
-        f"{op_type} {node!r}"
+    refused = [
+        (op_type, node)
         for placed in foreign
         for node, op_type in zip(placed.nodes, placed.op_types, strict=True)
         if is_strict or works(op_type)
     ]
+    # What the values are packed with goes where the work goes: the work names the reason.
+    working = [f"{op_type} {node!r}" for op_type, node in sorted(refused, key=lambda pair: _rank(pair[0]))]
     if allow_fallback or (own and not working):
         return [text + (f" ({', '.join(working[:_NAMED])}{' …' if len(working) > _NAMED else ''})" if working else "")]
     named = f", among them {', '.join(working[:_NAMED])}" if working else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import onnx
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config, qnn_preprocess_model
 
@@ -15,6 +16,8 @@ from monograph.export.lowering.lowering import Lowering, LoweringJob
 from monograph.export.lowering.masks import MARK, soften_masks
 from monograph.export.lowering.quantise import RowReader, quantise, quiet_tools
 from monograph.export.lowering.static import with_fixed_sizes
+
+_UNSIGNED = {"quant_type": QuantType.QUInt8, "symmetric": False}
 
 
 def _convert(job: LoweringJob, activations: QuantType) -> Path:
@@ -28,8 +31,16 @@ def _convert(job: LoweringJob, activations: QuantType) -> Path:
             activation_type=activations,
             weight_type=QuantType.QInt8,
             per_channel=True,
+            init_overrides={name: [_UNSIGNED] for name in _layer_norm_scales(source)},
         )
     return quantise(source, config, job.folder / "quantised.onnx")
+
+
+def _layer_norm_scales(path: Path) -> set[str]:
+    """Return the scales of LayerNormalization: the NPU takes the node only with unsigned bytes, the tool gives 16 bits."""
+    graph = onnx.load(path).graph
+    initializers = {tensor.name for tensor in graph.initializer}
+    return {node.input[1] for node in graph.node if node.op_type == "LayerNormalization"} & initializers
 
 
 def _lowering(name: str, title: str, activations: QuantType) -> Lowering:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from monograph.errors import ConfigError
 from monograph.export.lowering import LOWERING_KEY, LOWERINGS, lower
@@ -56,6 +57,20 @@ def test_a_float_model_is_lowered_for_the_npu_and_measured_beside_itself(digit_m
     assert any("30 of the 40 rows" in note for note in on_npu.assumed)
     assert not any("calibrated" in warning for warning in on_npu.warnings)
     assert not any(path.name.startswith(".monograph") for path in digit_models[1].parent.iterdir())
+
+
+@needs_qnn
+def test_layer_normalisation_runs_on_the_npu(tmp_path: Path):
+    model = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 18]> g (float[batch, 8] x) => (float[batch, 8] logits) '
+        "{ h = LayerNormalization<axis = -1>(x, scale, bias) logits = MatMul(h, weights) }"
+    )
+    rng = np.random.default_rng(0)
+    for name, shape in (("scale", (8,)), ("bias", (8,)), ("weights", (8, 8))):
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    onnx.save(model, tmp_path / "normalised.onnx")
+    (measured,) = measure_models([tmp_path / "normalised.onnx"], on=["qnn-htp"])
+    assert set(measured.nodes_per_provider) == {QNN.provider}
 
 
 @pytest.mark.parametrize(
@@ -128,6 +143,7 @@ def test_no_rows_at_all_are_refused(digit_models: list[Path], few_digits: Path):
 
 
 class TestCommandLine:
+    @pytest.mark.slow
     def test_lower_writes_a_proven_file(self, digit_models: list[Path], few_digits: Path, tmp_path: Path):
         out = tmp_path / "npu.onnx"
         done = monograph(
@@ -145,6 +161,7 @@ class TestCommandLine:
         assert done.stdout == ""
 
     @needs_qnn
+    @pytest.mark.slow
     def test_a_node_that_the_npu_cannot_take_ends_with_1_and_its_name(self, tmp_path: Path):
         model = onnx.parser.parse_model(
             '<ir_version: 10, opset_import: ["": 18]> g (float[batch, 4] x) => (float[batch, 4] logits) '

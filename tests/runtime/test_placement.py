@@ -56,6 +56,14 @@ class TestWhatRanWhere:
         assert "--allow-fallback" in str(refusal.value)
         assert refusal.value.exit_code == 1
 
+    def test_a_strict_target_refuses_small_operators_too_and_names_the_work_first(self):
+        placement = [placed(OWN, "MatMul"), placed(CPU, "DequantizeLinear", "Sinh", "LayerNormalization")]
+        with pytest.raises(PlacementError, match=r"among them LayerNormalization .*, Sinh .*, DequantizeLinear"):
+            check_placement(placement, OWN, "npu", allow_fallback=False, is_strict=True)
+        shapes = [placed(OWN, "MatMul"), placed(CPU, "Shape")]
+        with pytest.raises(PlacementError, match="among them Shape 'Shape_0'"):
+            check_placement(shapes, OWN, "npu", allow_fallback=False, is_strict=True)
+
     def test_on_request_it_is_a_warning(self):
         (told,) = check_placement([placed(OWN, "Conv"), placed(CPU, "Conv")], OWN, "cuda", allow_fallback=True)
         assert "1 on CPUExecutionProvider (Conv 'Conv_0')" in told
