@@ -1,6 +1,6 @@
 """Whether the harness itself can be believed: false alarms, its cost beside a bare loop, and a service of known time.
 
-``python benchmarks/harness_selftest.py [-o FILE]`` takes about five minutes on two cores and checks that
+``python benchmarks/harness_selftest.py [-o FILE]`` takes about seven minutes on two busy cores and checks that
 
 (a) comparisons of one model with itself say "different" in at most 7% of cases at the 5% level: in 400 simulated ones, whose
     samples are cut from a recorded series of real calls, dependence and disturbances included, and in 21 real ones over fresh

@@ -105,17 +105,18 @@ def intended_times_ns(spec: LoadSpec, min_runs: int, min_s: float, max_s: float)
 def _closed_loop(calls: Sequence[Callable[[], object]], min_runs: int, min_s: float, max_s: float) -> RawLoad:
     clock, counter = time.perf_counter_ns, itertools.count()
     done: list[_Call] = []
+    failed = threading.Event()
 
     def work(call: Callable[[], object], started_ns: int) -> None:
         while True:
             now = clock()
             elapsed_s = (now - started_ns) / _NS_PER_S
-            if elapsed_s >= max_s or (len(done) >= min_runs and elapsed_s >= min_s):
+            if failed.is_set() or elapsed_s >= max_s or (len(done) >= min_runs and elapsed_s >= min_s):
                 return
             call()
             done.append(_Call(next(counter), now, now, clock(), waited=False))
 
-    elapsed_ns = _in_threads(calls, work)
+    elapsed_ns = _in_threads(calls, work, failed)
     done.sort(key=lambda one: one.began_ns)
     service = tuple(one.ended_ns - one.began_ns for one in done)
     return RawLoad(service, service, (), elapsed_ns)
@@ -124,6 +125,7 @@ def _closed_loop(calls: Sequence[Callable[[], object]], min_runs: int, min_s: fl
 def _open_loop(calls: Sequence[Callable[[], object]], intended_ns: Sequence[int], max_ns: int) -> RawLoad:
     clock, counter = time.perf_counter_ns, itertools.count()
     done: list[_Call] = []
+    failed = threading.Event()
 
     def work(call: Callable[[], object], started_ns: int) -> None:
         # Each thread takes the next arrival and, where that is yet to come, sleeps until then: a first-come, first-served queue.
@@ -133,13 +135,12 @@ def _open_loop(calls: Sequence[Callable[[], object]], intended_ns: Sequence[int]
             if free_ns < due_ns:
                 time.sleep((due_ns - free_ns) / _NS_PER_S)
             began_ns = clock()
-            if began_ns - started_ns >= max_ns:
+            if failed.is_set() or began_ns - started_ns >= max_ns:
                 return
             call()
             done.append(_Call(index, due_ns, began_ns, clock(), waited=free_ns < due_ns))
 
-    started: list[int] = []
-    elapsed_ns = _in_threads(calls, work, started)
+    elapsed_ns = _in_threads(calls, work, failed)
     done.sort(key=lambda one: one.index)
     begun = {one.index for one in done}
     left = [elapsed_ns - due for index, due in enumerate(intended_ns) if index not in begun and due < elapsed_ns]
@@ -153,13 +154,14 @@ def _open_loop(calls: Sequence[Callable[[], object]], intended_ns: Sequence[int]
 
 
 def _in_threads(
-    calls: Sequence[Callable[[], object]],
-    work: Callable[[Callable[[], object], int], None],
-    started: list[int] | None = None,
+    calls: Sequence[Callable[[], object]], work: Callable[[Callable[[], object], int], None], failed: threading.Event
 ) -> int:
-    """Run ``work`` in one thread a call, all from one moment on; return the nanoseconds it took, or raise what one raised."""
+    """Run ``work`` in one thread a call, all from one moment on; return the nanoseconds it took, or raise what one raised.
+
+    ``failed`` is set as soon as one does, for the others to end.
+    """
     errors: list[BaseException] = []
-    start_ns: list[int] = [] if started is None else started
+    start_ns: list[int] = []
     barrier = threading.Barrier(len(calls), action=lambda: start_ns.append(time.perf_counter_ns()))
 
     def run(call: Callable[[], object]) -> None:
@@ -169,6 +171,7 @@ def _in_threads(
             work(call, start_ns[0])
         except BaseException as error:  # noqa: BLE001  (raised again by the thread that waits)
             errors.append(error)
+            failed.set()
 
     threads = [threading.Thread(target=run, args=(call,)) for call in calls]
     for thread in threads:
