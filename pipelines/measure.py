@@ -13,7 +13,14 @@ from monograph.models.data.stream import RowStream
 from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.models.sources import Scheme, parse_source
 from monograph.pipelines.data import DataSpec, as_data_spec
-from monograph.pipelines.parity_matrix import Outputs, add_agreements, check_reference, matrix_rows, matrix_targets
+from monograph.pipelines.parity_matrix import (
+    REFERENCE_TARGET,
+    Outputs,
+    add_agreements,
+    check_reference,
+    matrix_rows,
+    matrix_targets,
+)
 from monograph.runtime.job import RawRun
 from monograph.runtime.measure import BATCH_SIZES, Settings, measure, onnx_contender
 from monograph.runtime.provider_options import check_options
@@ -68,6 +75,10 @@ def measure_models(
         raise ConfigError(f"{threads} threads: give at least 1")
     if reference is not None and not parity:
         raise ConfigError("--reference is what the parity matrix compares with: give --parity")
+    if parity and reference is None and set(on) <= {REFERENCE_TARGET}:
+        raise ConfigError(
+            f"--parity compares with {REFERENCE_TARGET}: name another target with --on, or a source with --reference"
+        )
     check_reference(reference)
     targets = [_with_options(find_target(name), options or {}) for name in (matrix_targets(on) if parity else on)]
     files = [_onnx(str(model)) for model in models]
