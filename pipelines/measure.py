@@ -18,7 +18,14 @@ from monograph.models.data.stream import RowStream
 from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.models.sources import Scheme, parse_source
 from monograph.pipelines.data import DataSpec, as_data_spec
-from monograph.pipelines.parity_matrix import Outputs, add_agreements, check_reference, matrix_rows, matrix_targets
+from monograph.pipelines.parity_matrix import (
+    REFERENCE_TARGET,
+    Outputs,
+    add_agreements,
+    check_reference,
+    matrix_rows,
+    matrix_targets,
+)
 from monograph.pipelines.profile import attribute_to_members
 from monograph.runtime.extras import check_extras
 from monograph.runtime.job import RawRun
@@ -84,9 +91,7 @@ def measure_models(
         WorkerError: a measuring process died.
     """
     _check(batch_sizes, threads, row_count, has_data=data is not None, parts=bool(slices or group))
-    if reference is not None and not parity:
-        raise ConfigError("--reference is what the parity matrix compares with: give --parity")
-    check_reference(reference)
+    _check_parity(on, parity, reference)
     targets = [_with_options(find_target(name), options or {}) for name in (matrix_targets(on) if parity else on)]
     files = [_onnx(str(model)) for model in models]
     spec = as_data_spec(data)
@@ -124,6 +129,16 @@ def _check(batch_sizes: Sequence[int], threads: int | None, row_count: int | Non
         raise ConfigError("--rows draws rows at random: leave out --slice and --group, or --rows")
     if parts and not has_data:
         raise ConfigError("--slice and --group name columns of DATA: give --data")
+
+
+def _check_parity(on: Sequence[str], parity: bool, reference: str | None) -> None:
+    if reference is not None and not parity:
+        raise ConfigError("--reference is what the parity matrix compares with: give --parity")
+    if parity and reference is None and set(on) <= {REFERENCE_TARGET}:
+        raise ConfigError(
+            f"--parity compares with {REFERENCE_TARGET}: name another target with --on, or a source with --reference"
+        )
+    check_reference(reference)
 
 
 def _measure_as_it_is(

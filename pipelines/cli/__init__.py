@@ -6,6 +6,7 @@ Exit codes: 0 done or pass, 1 fail, 2 the user's input was wrong, 3 inconclusive
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -267,7 +268,7 @@ def measure(
     from monograph.pipelines.records import write_record
     from monograph.runtime.timing import TimingRule
 
-    progress = Progress()
+    progress, start_s = Progress(), time.monotonic()
     with progress.stage(f"measure {len(models)} model{'s' if len(models) > 1 else ''} on {on}"):
         measurements = measure_models(
             models,
@@ -300,7 +301,7 @@ def measure(
     if report is not None:
         from monograph.pipelines.report.measurements import write_measurement_report
 
-        write_measurement_report(report, measurements, data)
+        write_measurement_report(report, measurements, data, time.monotonic() - start_s)
     if as_json:
         print_json(measurements)
         return

@@ -12,8 +12,8 @@ from monograph.pipelines.report.render import write_report
 from monograph.runtime.results import Measurement
 
 
-def write_measurement_report(path: Path, measurements: Sequence[Measurement], data: str | None) -> None:
-    """Write one HTML file that shows the measurements.
+def write_measurement_report(path: Path, measurements: Sequence[Measurement], data: str | None, duration_s: float) -> None:
+    """Write one HTML file that shows the measurements, which took ``duration_s`` in all.
 
     Raises:
         ConfigError: ``path`` cannot be written to.
@@ -31,7 +31,7 @@ def write_measurement_report(path: Path, measurements: Sequence[Measurement], da
         ratios=(),
         commands=(),
         pipeline_yaml="",
-        duration_s=0.0,
+        duration_s=duration_s,
         notes=tuple(dict.fromkeys(note for one in measurements for note in one.assumed)),
     )
     write_report(report, path)

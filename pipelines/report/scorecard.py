@@ -55,7 +55,7 @@ def _scorecard_grids(one: Measurement) -> Iterator[Grid]:
     if 0 < len(card.classes) <= _MOST_CLASSES_SHOWN:
         names = tuple(card.classes[0].scores)
         rows = tuple((each.name, *_cells(each.scores, names), f"{each.row_count:,}") for each in card.classes)
-        yield Grid(f"{where}: by class", ("class", *names, "rows"), rows)
+        yield Grid(f"{where}: each class", ("class", *names, "rows"), rows)
     for column in dict.fromkeys(each.column for each in card.slices):
         slices = [each for each in card.slices if each.column == column]
         names = tuple(dict.fromkeys(name for each in slices for name in each.scores))
@@ -63,7 +63,7 @@ def _scorecard_grids(one: Measurement) -> Iterator[Grid]:
             (each.value, *_cells(each.scores, names), f"{each.row_count:,}{f' ({each.note})' if each.note else ''}")
             for each in slices
         )
-        yield Grid(f"{where}: by {column}", (column, *names, "rows"), rows)
+        yield Grid(f"{where}: slices by {column}", (column, *names, "rows"), rows)
 
 
 def _parity_grid(measurements: Sequence[Measurement]) -> Iterator[Grid]:

@@ -163,6 +163,8 @@ def scorecard_of(tally: Tally, scored: Scored) -> Scorecard:
 
 
 def _macro_f1(tally: Tally) -> Score:
+    if len(np.unique(tally.cells[:, 0])) == 1:
+        return no_score("rows of one class only")
     if len(tally.cells) > _MOST_CELLS_FOR_INTERVAL:
         return Score(tally.macro_f1(), note=f"more than {_MOST_CELLS_FOR_INTERVAL:,} cells of confusion: no interval is given")
     return score_of(multinomial_interval(tally.macro_f1, tally.cells[:, 2]))

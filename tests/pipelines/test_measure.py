@@ -64,33 +64,59 @@ def test_a_ranking_by_groups_and_slices(scorer: Path, clicks: Path):
     assert result.accuracy is None
 
 
-def test_the_command_line_shows_and_writes_it(scorer: Path, clicks: Path, tmp_path: Path):
+@pytest.fixture
+def twin(monkeypatch: pytest.MonkeyPatch) -> str:
+    """One more target that runs what cpu runs."""
+    monkeypatch.setitem(TARGETS, "twin", replace(CPU, name="twin"))
+    return "twin"
+
+
+def test_the_command_line_shows_and_writes_it(scorer: Path, clicks: Path, tmp_path: Path, twin: str):
     files = {name: tmp_path / name for name in ("out.json", "samples.jsonl", "page.html")}
-    arguments = ["measure", str(scorer), "--data", str(clicks), "--group", "user", "--slice", "country", "--parity", *FAST]
+    arguments = [
+        "measure",
+        str(scorer),
+        "--data",
+        str(clicks),
+        "--group",
+        "user",
+        "--slice",
+        "country",
+        "--parity",
+        "--on",
+        "twin",
+        *FAST,
+    ]
     arguments += ["-o", str(files["out.json"]), "--samples", str(files["samples.jsonl"]), "--report", str(files["page.html"])]
     done = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"})
     assert done.exit_code == 0, done.output
     assert "ndcg@10" in done.output
     assert "not enough rows" in done.output
-    (record,) = json.loads(files["out.json"].read_text())
+    assert "parity matrix" in done.output
+    assert "twin (executed)" in done.output
+    records = json.loads(files["out.json"].read_text())
     lines = [json.loads(line) for line in files["samples.jsonl"].read_text().splitlines()]
-    assert [line["time_ns"] for line in lines] == record["latency"]["samples_ns"]
-    assert [line["call"] for line in lines] == list(range(len(lines)))
+    for record in records:
+        of_record = [line for line in lines if line["target"] == record["target"]]
+        assert [line["time_ns"] for line in of_record] == record["latency"]["samples_ns"]
+        assert [line["call"] for line in of_record] == list(range(len(of_record)))
     assert {(line["model"], line["target"], line["evidence"], line["batch_size"]) for line in lines} == {
-        ("scorer", "cpu", "executed", 1)
+        ("scorer", "cpu", "executed", 1),
+        ("scorer", "twin", "executed", 1),
     }
     page = files["page.html"].read_text()
     assert "ndcg@10" in page
     assert "not enough rows: 20, and 30 are needed" in page
+    assert "parity matrix" in page
 
 
-def test_a_record_is_what_the_schema_says(scorer: Path, clicks: Path):
-    (result,) = measure_models(
-        [scorer], data=str(clicks), slices=["country"], group="user", parity=True, rule=QUICK, batch_sizes=[1]
-    )
+def test_a_record_is_what_the_schema_says(scorer: Path, clicks: Path, twin: str):
+    more = {"slices": ["country"], "group": "user", "parity": True, "on": [twin]}
+    results = measure_models([scorer], data=str(clicks), rule=QUICK, batch_sizes=[1], **more)
     adapter = TypeAdapter(list[Measurement])
-    text = adapter.dump_json([result])
-    assert adapter.validate_json(text) == [result]
+    text = adapter.dump_json(results)
+    assert adapter.validate_json(text) == results
+    assert results[1].parity
     assert_valid(json.loads(text), measurement_schema(), measurement_schema()["$defs"])
 
 
@@ -204,6 +230,7 @@ WRONG = {
     "no model": ([], "no model to measure"),
     "reference without parity": (["{model}", "--reference", "py:a:b"], "give --parity"),
     "reference that is a file": (["{model}", "--parity", "--reference", "{model}"], "is an ONNX file: give the PyTorch source"),
+    "nothing to compare": (["{model}", "--parity"], "name another target with --on, or a source with --reference"),
     "slice without data": (["{model}", "--slice", "country"], "--slice and --group name columns of DATA: give --data"),
     "unknown slice": (["{model}", "--data", "{data}", "--slice", "planet"], "no column 'planet' for --slice"),
     "unknown group": (["{model}", "--data", "{data}", "--group", "planet"], "no column 'planet' for --group"),

@@ -109,7 +109,7 @@ class TestPlantedFaults:
         with pytest.raises(MissingPackageError, match="pip install no-such-provider"):
             open_session(classifier(), spec=SessionSpec("NoneExecutionProvider", plugin="no_such_provider"))
 
-    @pytest.mark.parametrize("provider", KNOWN_OPTIONS)
+    @pytest.mark.parametrize("provider", [provider for provider, names in KNOWN_OPTIONS.items() if names])
     def test_a_misspelt_option(self, provider: str):
         right = sorted(KNOWN_OPTIONS[provider])[0]
         check_options(provider, {right: "1"})

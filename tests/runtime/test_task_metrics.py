@@ -63,6 +63,12 @@ def test_a_class_without_rows_is_marked():
     assert empty.scores["precision"].note == "no row was given this class"
 
 
+def test_rows_of_one_class_have_no_macro_f1():
+    one = card(Kind.PROBABILITIES, np.tile([0.6, 0.4], (40, 1)), np.zeros(40, int)).scores
+    assert (one["macro_f1"].estimate, one["macro_f1"].note) == (None, "rows of one class only")
+    assert one["top1"].estimate == 1
+
+
 def test_the_interval_of_macro_f1_covers_as_often_as_it_says():
     rng, covered = np.random.default_rng(1), 0
     confusion = np.array([[0.30, 0.10, 0.05], [0.05, 0.20, 0.05], [0.02, 0.03, 0.20]])
