@@ -25,6 +25,8 @@ bench: $(VENV)/.dev system
 	$(VENV)/bin/python benchmarks/cascade_speed.py
 	$(VENV)/bin/python benchmarks/shared_trunk.py
 	$(VENV)/bin/python benchmarks/large_models.py
+	$(VENV)/bin/python benchmarks/horizontal_speed.py
+	$(VENV)/bin/python benchmarks/harness_selftest.py
 
 # What `demo` needs. torch goes first and pinned, so that no other package brings a build with gigabytes of CUDA.
 $(VENV)/.demo: pyproject.toml constraints.txt
@@ -37,12 +39,20 @@ $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) -e ".[dev]"
 	touch $@
 
-# What Debian's packages bring: Chromium, in which tests marked `browser` open the report, and the pictures of Fashion-MNIST.
+# What pip does not bring: Debian's packages, ONNX Runtime Web, and Debian for 64-bit ARM to run under an emulator.
 # Tests that need one of them say so and are skipped where it is missing.
-system:
+system: $(VENV)/.dev
 	@$(call debian,chromium,command -v chromium)
 	@$(call debian,dataset-fashion-mnist,test -d /usr/share/datasets/fashion-mnist)
+	@$(call debian,libvulkan1,ldconfig -p | grep libvulkan.so.1)
+	@$(call debian,qemu-user-static,command -v qemu-aarch64-static)
+	@$(call debian,openssh-server,test -x /usr/sbin/sshd)
+	@$(call debian,npm,command -v npm)
+	@$(call target,web-wasm)
+	@$(call target,arm64)
 
+target = $(VENV)/bin/monograph targets --install $(1) >/dev/null 2>&1 \
+	  || echo "what the target $(1) needs cannot be installed here: tests that need it will be skipped"
 debian = $(2) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq \
 	  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(1) >/dev/null; } \
 	  || echo "$(1) is not installed: tests that need it will be skipped"

@@ -139,4 +139,5 @@ ARM64 = Target(
     Evidence.SIMULATED,
     _probe,
     run=_run,
+    install=lambda: str(install().folder),
 )

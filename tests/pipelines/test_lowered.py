@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,8 @@ def test_rows_are_drawn_over_all_classes_and_keep_their_order(few_digits: Path, 
     table = optical_digits()
     order = np.argsort(table["y"], kind="stable")
     np.savez(few_digits, x=table["x"][order], y=table["y"][order])
-    rows = measure_verb._read(DataSpec(str(few_digits)), file, 100)
+    with ExitStack() as opened:
+        rows = measure_verb._rows(DataSpec(str(few_digits)), file, 100, (), None, opened)
     assert len(rows) == 100
     assert set(rows.labels.tolist()) == set(range(10))
     assert (np.diff(rows.labels) >= 0).all()
