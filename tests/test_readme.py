@@ -38,6 +38,8 @@ def test_the_commands(tmp_path: Path) -> None:
         "verify",
         "measure",
         "targets",
+        "measure",
+        "measure",
         "fuse",
     ]
     for command in commands:

@@ -84,8 +84,8 @@ class TestQnnHtp:
         assert result.latency is None
         assert result.throughput == ()
         assert result.emulation_s > 0
-        (timing,) = QNN.run(Job(static("qnn-htp"), None, settings)).timings
-        assert len(timing.samples_ns) == 2
+        (timing,) = QNN.run(Job(static("qnn-htp"), None, settings.without_latency())).timings
+        assert len(timing.samples_ns) == 1
 
     def test_a_node_that_it_cannot_take_is_named(self, static: Make):
         """Sinh does little work, but the model was asked to run on the NPU."""
