@@ -92,14 +92,21 @@ def _member_count(report: Report) -> int:
 def _without_fusion(contenders: Sequence[Contender]) -> str:
     """The most accurate and the quickest contender, where there is no fused graph."""
     parts = []
+    name_count, target_count = (
+        len({one.name for one in contenders}),
+        len({one.measurement.target for one in contenders}),
+    )
     best = _most_accurate(contenders)
     if best:
-        parts.append(f"{best[0]} is the most accurate with {_top1(best[1])} top-1")
+        parts.append(
+            f"{best[0]} is the most accurate with {_top1(best[1])} top-1" if name_count > 1 else f"{_top1(best[1])} top-1"
+        )
     timed = [(one, one.latency.p50_s.estimate) for one in contenders if one.latency]
     if timed:
         quickest = min(timed, key=lambda pair: pair[1])[0]
-        parts.append(f"{quickest.name} the fastest with {_time(quickest)}")
-    count = f"{len(contenders)} {'model' if len(contenders) == 1 else 'models'} measured"
+        parts.append(f"{quickest.name} the fastest with {_time(quickest)}" if name_count > 1 else f"at best {_time(quickest)}")
+    count = f"{name_count} models measured" if name_count > 1 else f"{contenders[0].name} measured"
+    count += f" on {target_count} targets" if target_count > 1 else ""
     return f"{count}: {', '.join(parts)}." if parts else f"{count}: neither accuracy nor latency is known."
 
 
