@@ -105,7 +105,7 @@ def _without_fusion(contenders: Sequence[Contender]) -> str:
     if timed:
         quickest = min(timed, key=lambda pair: pair[1])[0]
         parts.append(f"{quickest.name} the fastest with {_time(quickest)}" if name_count > 1 else f"at best {_time(quickest)}")
-    count = f"{name_count} models measured" if name_count > 1 else f"{contenders[0].name} measured"
+    count = f"{contenders[0].name} measured" if name_count == 1 else f"{name_count} models measured"
     count += f" on {target_count} targets" if target_count > 1 else ""
     return f"{count}: {', '.join(parts)}." if parts else f"{count}: neither accuracy nor latency is known."
 
