@@ -2,6 +2,7 @@
 
 from monograph.errors import ConfigError
 from monograph.export.lowering.agreement import Agreement, AgreementBound
+from monograph.export.lowering.branch_free import BRANCH_FREE
 from monograph.export.lowering.fp16 import FP16
 from monograph.export.lowering.lower import is_quantised, lower, lowered_contract
 from monograph.export.lowering.lowering import LOWERING_KEY, Lowered, Lowering
@@ -9,7 +10,9 @@ from monograph.export.lowering.qdq_htp import QDQ_HTP, QDQ_HTP_INT8
 from monograph.export.lowering.qdq_int8 import QDQ_INT8
 from monograph.export.lowering.static import STATIC_BATCH
 
-LOWERINGS: dict[str, Lowering] = {lowering.name: lowering for lowering in (STATIC_BATCH, QDQ_HTP, QDQ_HTP_INT8, QDQ_INT8, FP16)}
+LOWERINGS: dict[str, Lowering] = {
+    lowering.name: lowering for lowering in (STATIC_BATCH, QDQ_HTP, QDQ_HTP_INT8, QDQ_INT8, FP16, BRANCH_FREE)
+}
 
 
 def find_lowering(name: str) -> Lowering:

@@ -13,35 +13,17 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from monograph.errors import FusionError
-from monograph.export.parity import ParityProof
-from monograph.export.trace import write_proven
-from monograph.models.data.rows import Rows
-from monograph.models.onnx_file import OnnxFile, load_graph, read_onnx
-from monograph.runtime.session import open_session
-
-LOWERED_KEY = "monograph.lowered"
+from monograph.export.lowering.lowering import Lowering, LoweringJob
+from monograph.export.parity import TOLERANCE
+from monograph.models.onnx_file import load_graph
 
 
-def lower_branch_free(file: OnnxFile, output: Path, rows: Rows | None = None) -> tuple[OnnxFile, ParityProof]:
-    """Write the cascade ``file`` without branches to ``output``, proven equal to it.
-
-    Raises:
-        FusionError: it is no cascade, or has a branch of another kind.
-        ParityError: it would not compute the same; nothing is written.
-    """
-    graph = load_graph(file.path)
-    remove_branches(graph, file.path.name)
-    proof = write_proven(
-        graph,
-        output,
-        file.contract,
-        open_session(file.path, spinning=False),
-        names=(file.path.name, output.name),
-        rows=rows,
-        tokenizer_json=file.tokenizer_json,
-        metadata={LOWERED_KEY: f'{{"lowering": "branch-free", "source_sha256": "{file.sha256}"}}'},
-    )
-    return read_onnx(output), proof
+def _convert(job: LoweringJob) -> Path:
+    graph = load_graph(job.source.path)
+    remove_branches(graph, job.source.path.name)
+    path = job.folder / "branch_free.onnx"
+    ir.save(graph, path, external_data="branch_free.onnx.data")
+    return path
 
 
 def remove_branches(model: ir.Model, name: str) -> None:
@@ -121,3 +103,12 @@ def _emit_choice(
     column.outputs[0].name = f"{prefix}/column_output"
     graph.insert_before(guard, [column, choice])
     return choice.outputs[0]
+
+
+BRANCH_FREE = Lowering(
+    "branch-free",
+    "a cascade whose rows all go through all members, for targets that know no If",
+    _convert,
+    fixes_sizes=False,
+    tolerance=TOLERANCE,
+)

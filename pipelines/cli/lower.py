@@ -24,7 +24,9 @@ from monograph.pipelines.progress import Progress
 def lower(
     model: Annotated[Path, typer.Argument(help="An ONNX file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
-    to: Annotated[str, typer.Option(help="`static-batch`, `qdq-htp`, `qdq-htp-int8`, `qdq-int8` or `fp16`.")],
+    to: Annotated[
+        str, typer.Option(help="`static-batch`, `qdq-htp`, `qdq-htp-int8`, `qdq-int8`, `fp16` or, for a cascade, `branch-free`.")
+    ],
     calibration: Annotated[
         str | None, typer.Option(help=f"Rows to calibrate and prove on; random ones by default, with a warning. {DATA}.")
     ] = None,

@@ -11,8 +11,8 @@ import pytest
 
 from monograph.errors import FusionError
 from monograph.export.fusion.cascade import fuse_cascade, plan_cascade
-from monograph.export.lowering.branch_free import lower_branch_free
-from monograph.models.onnx_file import OnnxFile
+from monograph.export.lowering import find_lowering, lower
+from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.runtime.session import open_session
 
 Write = Callable[..., OnnxFile]
@@ -23,10 +23,11 @@ LACKING = {"If", "Compress", "NonZero", "ScatterND", "OneHot"}
 def test_all_rows_through_all_members(count: int, write_linear: Write, tmp_path: Path):
     files = [write_linear(f"m{seed}", seed=seed) for seed in range(count)]
     cascade = fuse_cascade(plan_cascade(files, thresholds=[0.6] * (count - 1)), tmp_path / "cascade.onnx")
-    lowered, proof = lower_branch_free(cascade.file, tmp_path / "flat.onnx")
+    made = lower(find_lowering("branch-free"), cascade.file, tmp_path / "flat.onnx")
+    lowered = read_onnx(made.path)
     operators = {node.op_type for node in onnx.load(lowered.path).graph.node}
     assert operators & LACKING == set()
-    assert proof.worst.relative_error <= 1e-5
+    assert made.proof.worst.relative_error <= 1e-5
     assert lowered.contract == cascade.file.contract
     x = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32) * 2
     (branching,), (flat,) = (open_session(file.path, spinning=False)({"x": x}).values() for file in (cascade.file, lowered))
@@ -43,19 +44,19 @@ def test_a_shared_trunk_stays_shared(write_model: Write, tmp_path: Path):
         for n, head in enumerate(heads)
     ]
     cascade = fuse_cascade(plan_cascade(files, thresholds=[0.6]), tmp_path / "cascade.onnx")
-    lowered, _ = lower_branch_free(cascade.file, tmp_path / "flat.onnx")
-    operators = [node.op_type for node in onnx.load(lowered.path).graph.node]
+    made = lower(find_lowering("branch-free"), cascade.file, tmp_path / "flat.onnx")
+    operators = [node.op_type for node in onnx.load(made.path).graph.node]
     assert operators.count("MatMul") == 3
     assert operators.count("Relu") == 1
 
 
 def test_other_graphs_are_refused(write_linear: Write, write_model: Write, tmp_path: Path):
     with pytest.raises(FusionError, match="has no branch"):
-        lower_branch_free(write_linear("plain"), tmp_path / "flat.onnx")
+        lower(find_lowering("branch-free"), write_linear("plain"), tmp_path / "flat.onnx")
     text = """<ir_version: 8, opset_import: ["": 20]> m (float[batch, 4] x) => (float[batch, 4] logits) {
         s = ReduceSum<keepdims = 0>(x) c = Cast<to = 9>(s)
         logits = If (c) < then_branch = t () => (float[n, 4] a) { a = Relu(x) }, else_branch = e () => (float[n, 4] b)
         { b = Neg(x) } > }"""
     with pytest.raises(FusionError, match="are not those of a cascade"):
-        lower_branch_free(write_model("other", text), tmp_path / "flat.onnx")
+        lower(find_lowering("branch-free"), write_model("other", text), tmp_path / "flat.onnx")
     assert not (tmp_path / "flat.onnx").exists()
