@@ -37,11 +37,6 @@ PYTHON = "python3.11"
 NUMPY_VERSION = "2.4.6"
 _KNOWN_ONNXRUNTIME = "1.32.0"
 _SUITE = "bookworm"
-_MIRRORS = (
-    ("http://deb.debian.org/debian", _SUITE),
-    ("http://deb.debian.org/debian", f"{_SUITE}-updates"),
-    ("http://deb.debian.org/debian-security", f"{_SUITE}-security"),
-)
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 DEBIAN_PACKAGES = (
     "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libc6", "libgcc-s1", "libstdc++6", "zlib1g",
@@ -161,7 +156,7 @@ def check_tools() -> None:
     missing = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
     if missing:
         raise MissingPackageError(
-            f"{', '.join(missing)} not found: the arm64 sysroot is made of Debian packages, so make it on Debian or Ubuntu "
+            f"{', '.join(missing)} not found: the arm64 sysroot is made of Debian packages, so make it on Debian "
             f"and copy it here, with {PLACE_VARIABLE} set to its folder"
         )
     if not _KEYRING.exists():
@@ -188,12 +183,31 @@ def _build(partial: Path, folder: Path) -> Sysroot:
     return sysroot
 
 
+def _mirrors() -> list[tuple[str, str]]:
+    """Return where this machine's apt finds Debian's suite, its updates and its security fixes.
+
+    Raises:
+        MissingPackageError: it knows no such place.
+    """
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = [tuple(line.split()) for line in done.stdout.splitlines() if len(line.split()) == 2]
+    mirrors = sorted({(uri, suite) for uri, suite in found if suite.split("-")[0] == _SUITE})
+    if not mirrors:
+        raise MissingPackageError(
+            f"apt has no sources of Debian {_SUITE} here, of whose packages the arm64 sysroot is made: make it on a machine that "
+            f"has, or in a container of it, and copy it here, with {PLACE_VARIABLE} set to its folder"
+        )
+    return mirrors
+
+
 def _download_packages(work: Path) -> list[Path]:
     """Download with an apt of our own: its lists, cache and sources lie in ``work``, the system's are not touched."""
     sources, state, cache, target = work / "sources.list", work / "state", work / "cache", work / "packages"
     for made in (state / "lists" / "partial", cache / "archives" / "partial", target):
         made.mkdir(parents=True)
-    sources.write_text("".join(f"deb [arch=arm64 signed-by={_KEYRING}] {mirror} {suite} main\n" for mirror, suite in _MIRRORS))
+    options = f"[arch=arm64 signed-by={_KEYRING}]"
+    sources.write_text("".join(f"deb {options} {mirror} {suite} main\n" for mirror, suite in _mirrors()))
     settings = {
         "APT::Architecture": "arm64", "APT::Architectures": "arm64", "APT::Sandbox::User": "root",
         "Dir::State": state, "Dir::State::status": "/dev/null", "Dir::Cache": cache,
