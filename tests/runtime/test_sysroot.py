@@ -106,9 +106,7 @@ def test_a_place_that_cannot_be_written_to_is_refused(tmp_path: Path, monkeypatc
 
 def test_without_apt_it_is_said_how_to_do_without(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(
-        MissingPackageError, match=r"apt-get, dpkg-deb not found: .* make it on Debian and copy it here"
-    ):
+    with pytest.raises(MissingPackageError, match=r"apt-get, dpkg-deb not found: .* make it on Debian and copy it here"):
         install()
     assert not place.exists()
 
