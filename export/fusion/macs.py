@@ -5,22 +5,18 @@ Shape letters: ``b`` batch, ``s`` sequence, ``h`` hidden units, ``d`` directions
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
-from onnxscript.optimizer import fold_constants
 
-from monograph.export.fusion.sharing import lift_constants, unify_shapes
+from monograph.export.fusion.sharing import fold_small_constants, lift_constants, unify_shapes
 from monograph.models.onnx_file import load_graph
 
 SEQUENCE_LENGTH = 64
 """What free dimensions other than the batch are counted at."""
-_LARGEST_FOLDED_ELEMENTS = 1024
-"""Shapes and axes are small; larger tensors are not looked into."""
 _UNCOUNTED = frozenset({"Attention", "GroupQueryAttention", "Loop", "MultiHeadAttention", "RotaryEmbedding", "Scan"})
 """These cost much, and how much is not counted here."""
 
@@ -51,20 +47,11 @@ def _with_shapes(source: Path | ir.Model, sequence_length: int) -> ir.Graph | No
     _fix_dimensions(model.graph, sequence_length)
     lift_constants(model)
     unify_shapes(model)  # knows shapes that the folding below does not
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)  # the folder tells its developers of each node that it leaves as it is
     try:
         # With all sizes fixed, what is computed from them is constant: folding it is what tells every shape.
-        fold_constants(
-            model,
-            onnx_shape_inference=True,
-            input_size_limit=_LARGEST_FOLDED_ELEMENTS,
-            output_size_limit=_LARGEST_FOLDED_ELEMENTS,
-        )
+        fold_small_constants(model, infer_shapes=True)
     except RuntimeError:  # a node of which the folder's own evaluation fails
         return None
-    finally:
-        logging.disable(level)
     return model.graph
 
 

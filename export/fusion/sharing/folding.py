@@ -27,10 +27,19 @@ _KEEP_TYPE = frozenset(
 """They give the type of their first input."""
 
 
-def fold_small_constants(model: ir.Model) -> None:
-    """Compute what depends on small constants only."""
+def fold_small_constants(model: ir.Model, *, infer_shapes: bool = False) -> None:
+    """Compute what depends on small constants only, and infer the shapes of the rest if ``infer_shapes``.
+
+    Raises:
+        RuntimeError: The folder's own evaluation of a node fails.
+    """
     with _quiet():
-        fold_constants(model, onnx_shape_inference=False, input_size_limit=_LARGEST_ELEMENTS, output_size_limit=_LARGEST_ELEMENTS)
+        fold_constants(
+            model,
+            onnx_shape_inference=infer_shapes,
+            input_size_limit=_LARGEST_ELEMENTS,
+            output_size_limit=_LARGEST_ELEMENTS,
+        )
 
 
 def fuse_padding(model: ir.Model) -> None:
