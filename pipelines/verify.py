@@ -10,15 +10,16 @@ from monograph.errors import ConfigError, SourceError
 from monograph.export.fusion import FUSION_BATCH_SIZES, FusionPlan, MembersApart
 from monograph.export.fusion.cascade import CascadeApart, CascadePlan, draw_cases
 from monograph.export.fusion.record import match_members, plan_again, read_record
+from monograph.export.lowering import LOWERING_KEY
 from monograph.export.parity import TOLERANCE, draw_batches, run_each
 from monograph.models.data.rows import Rows
 from monograph.models.digest import file_sha256, graph_sha256
 from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.pipelines.data import DataSpec
 from monograph.pipelines.export import rows_for
-from monograph.runtime.golden import Check, Golden, LeftOut, check_batch, check_golden, read_golden
+from monograph.runtime.golden import Check, Golden, GoldenBatch, LeftOut, check_batch, check_golden, read_golden
+from monograph.runtime.on_target import SentSession, check_runs_here, open_on_target
 from monograph.runtime.results import Evidence
-from monograph.runtime.session import Session, open_session
 from monograph.runtime.targets import Target, find_target
 
 _SEED = 1
@@ -42,6 +43,8 @@ class Verification:
     """The members that were run apart, each by its name."""
     fresh: tuple[Check, ...]
     """The file beside the members run apart."""
+    warnings: tuple[str, ...] = ()
+    """What the target said while it ran."""
 
     @property
     def passed(self) -> bool:
@@ -55,6 +58,7 @@ class Verification:
             case = f", {item.case}" if item.case else ""
             lines.append(f"batch {item.batch_size}, {item.rows} rows{case}: not run again, {item.reason}")
         lines += [f"against {', '.join(self.members)} run apart: {check.describe()}" for check in self.fresh]
+        lines += [f"{self.target}: {warning}" for warning in self.warnings]
         lines += self.changes
         checks = (*self.golden, *self.fresh)
         failed = sum(not check.passed for check in checks)
@@ -85,7 +89,9 @@ def verify_model(
             default.
 
     Raises:
-        InputError: the file cannot be read, holds no proof that can be run again, or a member is not what was fused.
+        InputError: the file cannot be read, holds no proof that can be run again, or a member is not what was fused; or the
+            target is not here, or takes only what the file has yet to be lowered to.
+        PlacementError: something else than the target would run the model.
     """
     path = Path(model)
     if path.is_dir():
@@ -94,35 +100,57 @@ def verify_model(
         raise ConfigError("--data gives the rows on which members are compared: give the members by --members")
     if tolerance is not None and not tolerance >= 0:
         raise ConfigError(f"tolerance {tolerance:g}: give 0 or more")
-    target = _available(on)
+    target = find_target(on)
+    check_runs_here(target)
     file = read_onnx(path)
+    _check_lowered(file, target)
     golden = read_golden(file.metadata, str(path))
     if not members and (golden is None or not golden.batches):
         raise SourceError(
             f"{path} holds no golden batches to run again: write it again with this monograph, "
             "or compare it with the files that were fused by --members"
         )
-    session = open_session(path, spec=target.session, spinning=False)
-    checks = () if golden is None else check_golden(golden, session, tolerance)
+    session = open_on_target(path, file.contract, target)
+    sent = session if isinstance(session, SentSession) else None
+    if golden is not None and sent is not None:
+        golden = _primary_only(golden, sent)
     allowed = tolerance if tolerance is not None else golden.tolerance if golden else None
-    names, fresh = _against_members(file, session, members, data, allowed)
+    names, fresh, fresh_tolerance = _against_members(file, members, data, allowed)
+    if sent is not None:
+        sent.prepare([batch.inputs for batch in (*(golden.batches if golden else ()), *fresh)])
     return Verification(
         path=path,
         target=target.name,
-        evidence=target.evidence,
+        # The checks run the model: only then is known what a target like a GPU under WebGPU really was.
+        golden=() if golden is None else check_golden(golden, session, tolerance),
+        fresh=tuple(check for batch in fresh for check in check_batch(batch, session, fresh_tolerance)),
+        evidence=(sent and sent.evidence) or target.probe().evidence or target.evidence,
         changes=() if golden is None else _changes(golden, path),
-        golden=checks,
         left_out=() if golden is None else golden.left_out,
         members=names,
-        fresh=fresh,
+        warnings=() if sent is None else sent.warnings,
     )
 
 
-def _available(name: str) -> Target:
-    target = find_target(name)
-    if not target.is_available():
-        raise ConfigError(f"target {name} is not here: {target.describe()}")
-    return target
+def _check_lowered(file: OnnxFile, target: Target) -> None:
+    if target.lowering is not None and LOWERING_KEY not in file.metadata:
+        raise ConfigError(
+            f"{target.name} takes another form of {file.path.name}: monograph lower {file.path} --to {target.lowering} "
+            "-o LOWERED.onnx, which is proven beside it; then verify that"
+        )
+
+
+def _primary_only(golden: Golden, session: SentSession) -> Golden:
+    """Leave out what a target that is sent its rows does not give back."""
+    name = session.contract.output.name
+    others = {other for batch in golden.batches for other in batch.expected} - {name}
+    left_out = [
+        LeftOut(batch.batch_size, batch.rows, batch.case, f"{session.target.name} gives {name} only, not {', '.join(others)}")
+        for batch in golden.batches
+        if others
+    ]
+    batches = [replace(batch, expected={name: batch.expected[name]}) for batch in golden.batches if name in batch.expected]
+    return replace(golden, batches=tuple(batches), left_out=(*golden.left_out, *left_out))
 
 
 def _changes(golden: Golden, path: Path) -> tuple[str, ...]:
@@ -142,11 +170,11 @@ def _changes(golden: Golden, path: Path) -> tuple[str, ...]:
 
 
 def _against_members(
-    file: OnnxFile, session: Session, members: Sequence[str | Path], data: str | DataSpec | None, tolerance: float | None
-) -> tuple[tuple[str, ...], tuple[Check, ...]]:
-    """Compare the file with its members run apart; nothing where no members are given."""
+    file: OnnxFile, members: Sequence[str | Path], data: str | DataSpec | None, tolerance: float | None
+) -> tuple[tuple[str, ...], list[GoldenBatch], float]:
+    """Run the members apart: their names, batches with what they give together, and the error allowed; no batches without."""
     if not members:
-        return (), ()
+        return (), [], TOLERANCE
     record = read_record(file)
     if record is None:
         raise ConfigError(f"{file.path} is no fusion, so it has no members: leave --members out")
@@ -154,22 +182,18 @@ def _against_members(
     rows = rows_for(data, plan.contract, plan.tokenizer_json)
     allowed = max(TOLERANCE, plan.rounding) if tolerance is None else tolerance
     names = tuple(member.name for member in record.members)
-    if isinstance(plan, CascadePlan):
-        return names, _cascade_checks(plan, session, rows, allowed)
-    return names, _fusion_checks(plan, session, rows, allowed)
+    batches = _cascade_batches(plan, rows) if isinstance(plan, CascadePlan) else _fusion_batches(plan, rows)
+    return names, batches, allowed
 
 
-def _fusion_checks(plan: FusionPlan, session: Session, rows: Rows | None, tolerance: float) -> tuple[Check, ...]:
+def _fusion_batches(plan: FusionPlan, rows: Rows | None) -> list[GoldenBatch]:
     batches = list(draw_batches(plan.contract, rows, FUSION_BATCH_SIZES, _SEED))
     outputs = run_each(MembersApart(plan), [batch.inputs for batch in batches])
-    golden = [replace(batch, expected=expected) for batch, expected in zip(batches, outputs, strict=True)]
-    return tuple(check for batch in golden for check in check_batch(batch, session, tolerance))
+    return [replace(batch, expected=expected) for batch, expected in zip(batches, outputs, strict=True)]
 
 
-def _cascade_checks(plan: CascadePlan, session: Session, rows: Rows | None, tolerance: float) -> tuple[Check, ...]:
+def _cascade_batches(plan: CascadePlan, rows: Rows | None) -> list[GoldenBatch]:
     apart = CascadeApart(plan)
     reference = apart.with_thresholds(plan.thresholds)
-    checks: list[Check] = []
-    for _, batch in draw_cases(plan, apart, rows, FUSION_BATCH_SIZES, own_thresholds=True, seed=_SEED):
-        checks += check_batch(replace(batch, expected=reference(batch.inputs)), session, tolerance)
-    return tuple(checks)
+    cases = draw_cases(plan, apart, rows, FUSION_BATCH_SIZES, own_thresholds=True, seed=_SEED)
+    return [replace(batch, expected=reference(batch.inputs)) for _, batch in cases]

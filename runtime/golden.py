@@ -17,8 +17,8 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import PurePath
-from typing import Any
+from pathlib import Path, PurePath
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +27,6 @@ from monograph.errors import ContractError, SourceError, WorkerError
 from monograph.models.contract import CONTRACT_KEY, Contract, random_inputs
 from monograph.runtime.closeness import compare_arrays
 from monograph.runtime.packing import LARGEST_BYTES, unpack
-from monograph.runtime.session import Session
 
 Array = npt.NDArray[Any]
 GOLDEN_KEY = "monograph.golden"
@@ -268,7 +267,18 @@ def inputs_sha256(inputs: Mapping[str, Array]) -> str:
     return digest.hexdigest()
 
 
-def check_golden(golden: Golden, session: Session, tolerance: float | None = None) -> tuple[Check, ...]:
+class Candidate(Protocol):
+    """A loaded model that is to be checked: a session, or what stands for one elsewhere."""
+
+    path: Path
+    input_names: list[str]
+    output_names: list[str]
+
+    def __call__(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Compute one batch."""
+
+
+def check_golden(golden: Golden, session: Candidate, tolerance: float | None = None) -> tuple[Check, ...]:
     """Run every batch and compare every output; ``tolerance`` is the proof's own by default.
 
     Raises:

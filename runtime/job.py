@@ -62,6 +62,8 @@ class Settings:
     """What is measured beside the timing, each in a process of its own (see :mod:`monograph.runtime.extras`)."""
     loadgen: LoadgenSpec | None = None
     profile: bool = False
+    row_batches: tuple[int, ...] | None = None
+    """Sizes of the batches in which the rows are run, in turn; as large ones as the contract takes by default."""
 
     def without_latency(self) -> Self:
         """Return them for a target whose times are no latency: one call at the first batch size says how slow it is here."""

@@ -6,6 +6,7 @@ The other side, which starts that process and draws conclusions, is :mod:`monogr
 from __future__ import annotations
 
 import importlib
+import math
 import resource
 import sys
 import time
@@ -18,10 +19,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from monograph.errors import WorkerError
 from monograph.models.contract import Contract, random_inputs
 from monograph.models.data.rows import Rows
 from monograph.runtime.results import Placed
-from monograph.runtime.session import Session, open_session
+from monograph.runtime.session import ORT_ERRORS, Session, first_line, open_session
 from monograph.runtime.session_spec import SessionSpec
 from monograph.runtime.streaming import run_chunks
 from monograph.runtime.timing import TimingRule, time_calls
@@ -73,13 +75,16 @@ def time_and_run(
     timings = []
     for batch_size in possible_batch_sizes(contract, settings["batch_sizes"]):
         call = runner.bind(timing_inputs(contract, rows, batch_size))
-        timings.append(asdict(time_calls(call, batch_size, create_ns, rule)))
+        try:
+            timings.append(asdict(time_calls(call, batch_size, create_ns, rule)))
+        except ORT_ERRORS as error:
+            raise WorkerError(f"the model failed while running at batch {batch_size}: {first_line(error)}") from error
     peak = peak_memory_bytes()
     if streamed_row_count is not None:
         run = partial(run_all_rows, runner, contract)
         run_chunks(run, Path(folder), Path(folder) / OUTPUTS_FILE, streamed_row_count)
     elif rows is not None:
-        outputs = run_all_rows(runner, contract, rows)
+        outputs = run_all_rows(runner, contract, rows, settings["row_batches"])
         np.save(Path(folder) / OUTPUTS_FILE, outputs, allow_pickle=False)
     return {"timings": timings, "placement": [asdict(placed) for placed in runner.placement()], "peak_memory_bytes": peak}
 
@@ -97,16 +102,25 @@ def find_loader(loader: str) -> Callable[..., Runner]:
     return found
 
 
-def run_all_rows(runner: Callable[[Mapping[str, Array]], Mapping[str, Array]], contract: Contract, rows: Rows) -> Array:
-    """Return the primary output for every row ``[n, …]``; a fixed batch size is filled up by repeating rows."""
+def run_all_rows(
+    runner: Callable[[Mapping[str, Array]], Mapping[str, Array]],
+    contract: Contract,
+    rows: Rows,
+    batch_sizes: Sequence[int] | None = None,
+) -> Array:
+    """Return the primary output for every row ``[n, …]``; a fixed batch size is filled up by repeating rows.
+
+    ``batch_sizes`` cuts the rows into batches of these sizes in turn, where another cut would be another computation.
+    """
     fixed = _fixed_batch_size(contract)
-    batch_size = scoring_batch_size(contract)
-    outputs = []
-    for start in range(0, len(rows), batch_size):
-        indices = np.arange(start, start + batch_size)
+    sizes = batch_sizes or [scoring_batch_size(contract)] * math.ceil(len(rows) / scoring_batch_size(contract))
+    outputs, start = [], 0
+    for size in sizes:
+        indices = np.arange(start, start + size)
         real_count = int((indices < len(rows)).sum())
         batch = rows.take(indices % len(rows) if fixed else indices[:real_count])
         outputs.append(runner(batch.inputs)[contract.output.name][:real_count])
+        start += size
     return np.concatenate(outputs)
 
 

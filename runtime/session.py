@@ -95,7 +95,7 @@ class Session:
         try:
             outputs = self.ort_session.run(self.output_names, dict(inputs))
         except _RUN_ERRORS as error:
-            raise WorkerError(f"{self.path.name} failed while running: {_first_line(error)}") from error
+            raise WorkerError(f"{self.path.name} failed while running: {first_line(error)}") from error
         return {name: np.asarray(output) for name, output in zip(self.output_names, outputs, strict=True)}
 
     def over(self, batches: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
@@ -122,7 +122,7 @@ class Session:
         try:
             subgraphs = self.ort_session.get_provider_graph_assignment_info()
         except ORT_ERRORS as error:
-            raise WorkerError(f"where the nodes of {self.path.name} run was not recorded: {_first_line(error)}") from error
+            raise WorkerError(f"where the nodes of {self.path.name} run was not recorded: {first_line(error)}") from error
         parts: dict[str, list[Any]] = {}
         for subgraph in subgraphs:
             parts.setdefault(subgraph.ep_name, []).append(subgraph.get_nodes())
@@ -180,7 +180,7 @@ def open_session(
             providers = [(spec.provider, dict(spec.options))]
             session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
     except _LOAD_ERRORS as error:
-        raise SourceError(f"ONNX Runtime {ort.__version__} cannot load {path}: {_first_line(error)}") from error
+        raise SourceError(f"ONNX Runtime {ort.__version__} cannot load {path}: {first_line(error)}") from error
     if spec.plugin is None and spec.provider not in session.get_providers():
         raise SourceError(
             f"ONNX Runtime {ort.__version__} left {spec.provider} out when it loaded {path}: a library that it needs is missing"
@@ -209,7 +209,7 @@ def save_optimised(path: Path, output: Path, dimensions: Mapping[str, int] | Non
         ort.InferenceSession(str(path), options, providers=[CPU_PROVIDER])
     except _LOAD_ERRORS as error:
         sizes = f" with {', '.join(f'{name}={size}' for name, size in dimensions.items())}" if dimensions else ""
-        raise SourceError(f"ONNX Runtime {ort.__version__} cannot load {path}{sizes}: {_first_line(error)}") from error
+        raise SourceError(f"ONNX Runtime {ort.__version__} cannot load {path}{sizes}: {first_line(error)}") from error
 
 
 def _session_options(spec: SessionSpec, threads: int | None, spinning: bool, record_placement: bool) -> Any:
@@ -244,7 +244,7 @@ def plugin_devices(spec: SessionSpec) -> list[Any]:
         try:
             ort.register_execution_provider_library(spec.provider, str(package.get_library_path()))
         except ORT_ERRORS as error:
-            raise ConfigError(f"the library of {spec.provider} cannot be loaded: {_first_line(error)}") from error
+            raise ConfigError(f"the library of {spec.provider} cannot be loaded: {first_line(error)}") from error
         _REGISTERED.add(spec.provider)
     devices = [device for device in ort.get_ep_devices() if device.ep_name == spec.provider]
     if not devices:
@@ -281,5 +281,6 @@ def _without_weights(path: Path) -> bytes:
     return bytes(load_proto(path).SerializeToString())
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return what an error of ONNX Runtime says, without the advice that may follow."""
     return str(error).strip().splitlines()[0]

@@ -154,7 +154,8 @@ def time_and_run_in_browser(
             timings.append(RawTiming(size, create_ns, timed["first_run_ns"], timed["warmup_runs"], tuple(timed["samples_ns"])))
         peak = _peak_memory_bytes(browser, kind)
         if rows is not None:
-            np.save(Path(folder) / OUTPUTS_FILE, run_all_rows(session, contract, rows), allow_pickle=False)
+            outputs = run_all_rows(session, contract, rows, settings["row_batches"])
+            np.save(Path(folder) / OUTPUTS_FILE, outputs, allow_pickle=False)
         log.clear()
         page.evaluate("() => monograph.createVerbosely()")
         return {

@@ -7,6 +7,7 @@ import json
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from monograph.pipelines.cascade import cascade_models
 from monograph.pipelines.cli import _exit_code
 from monograph.pipelines.fuse import fuse_models
 from monograph.runtime.golden import GOLDEN_KEY
+from monograph.runtime.job import Job, RawRun
+from monograph.runtime.targets import TARGETS
 
 Run = Callable[..., tuple[int, str, str]]
 X = TensorSpec("x", "float32", ("batch", 4))
@@ -410,3 +413,54 @@ class TestWrongInput:
     def test_not_a_number(self, fused: Path):
         with pytest.raises(ConfigError, match="tolerance nan: give 0 or more"):
             monograph.verify_model(fused, tolerance=float("nan"))
+
+
+class TestOnOtherTargets:
+    @pytest.fixture
+    def jobs(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+        """What a target is sent while it runs for real."""
+        target = TARGETS[request.param]
+        if not target.is_available():
+            pytest.skip(target.describe())
+        sent: list[Job] = []
+
+        def run(job: Job) -> RawRun:
+            sent.append(job)
+            return target.run(job)
+
+        monkeypatch.setitem(TARGETS, target.name, replace(target, run=run))
+        return sent
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        "jobs",
+        ["arm64", "webgpu", pytest.param("web-wasm", marks=pytest.mark.browser)],
+        indirect=True,
+    )
+    def test_it_is_the_target_that_runs(self, run: Run, jobs: list[Job], fused: Path, world: Mapping[str, Path], request: Any):
+        name = request.node.callspec.params["jobs"]
+        code, out, _ = run("verify", fused, "--on", name, "--members", world["a"], world["b"])
+        assert code == 0
+        assert f"verified: {fused} on {name} ({TARGETS[name].probe().evidence or TARGETS[name].evidence})" in out
+        assert out.count("equal, max abs error") == 8
+        assert [job.settings.row_batches for job in jobs] == [(1, 2, 5, 16, 1, 2, 5, 16)]
+
+    @pytest.mark.parametrize("jobs", ["arm64"], indirect=True)
+    def test_a_fault_shows_there_too(self, run: Run, jobs: list[Job], fused: Path):
+        edit_weight(fused, "b/w", lambda w: -w)
+        code, out, _ = run("verify", fused, "--on", "arm64")
+        assert code == 1
+        assert "4 of 4 comparisons differ, the file was changed" in out
+        assert jobs
+
+    def test_nothing_is_verified_where_nothing_runs(self, run: Run, fused: Path):
+        code, out, err = run("verify", fused, "--on", "nnapi")
+        assert (code, out) == (2, "")
+        assert "nothing runs on nnapi here: predicted from operator lists" in err
+
+    def test_a_target_that_takes_another_form_says_how_to_get_it(self, run: Run, fused: Path):
+        if not TARGETS["qnn-htp"].is_available():
+            pytest.skip(TARGETS["qnn-htp"].describe())
+        code, _, err = run("verify", fused, "--on", "qnn-htp")
+        assert code == 2
+        assert f"monograph lower {fused} --to qdq-htp -o LOWERED.onnx" in err
