@@ -11,7 +11,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +29,6 @@ from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Contract, ran
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import write_onnx
 from monograph.models.torch_model import TorchModel
-from monograph.runtime.apart import ApartSession
 from monograph.runtime.golden import GOLDEN_KEY, GoldenBatch
 
 PROOF_KEY = "monograph.proof"
@@ -104,11 +103,11 @@ def write_proven(
     tolerance: float = TOLERANCE,
     tokenizer_json: str | None = None,
     metadata: dict[str, str] | None = None,
-    apart: bool = False,
+    candidate: Callable[[Path], Computation] = open_when_run,
 ) -> ParityProof:
     """Write ``graph`` to ``path`` with its contract, once the written file was proven equal to ``reference``.
 
-    ``apart`` runs the written file in a process of its own: it is too large to be held here.
+    ``candidate`` is how the written file is run: a large one in a process of its own, one for a certain target there.
 
     Raises:
         ExportError: ``graph`` is no valid ONNX model.
@@ -117,11 +116,11 @@ def write_proven(
     proofs: list[ParityProof] = []
 
     def prove(staged: Path) -> dict[str, str]:
-        candidate = ApartSession(staged) if apart else open_when_run(staged)
+        candidate_run = candidate(staged)
         batches: list[GoldenBatch] = []
         proof = prove_parity(
             reference,
-            candidate,
+            candidate_run,
             contract,
             names=names,
             rows=rows,
@@ -132,7 +131,7 @@ def write_proven(
         proofs.append(proof)
 
         def prove_again(batch: GoldenBatch) -> GoldenBatch:
-            ((_, golden),) = prove_batches(reference, candidate, [batch], contract, names=names, tolerance=tolerance)
+            ((_, golden),) = prove_batches(reference, candidate_run, [batch], contract, names=names, tolerance=tolerance)
             return golden
 
         golden = golden_json(

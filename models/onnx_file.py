@@ -6,6 +6,7 @@ inside its own folder.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from monograph.models.files import STAGING_PREFIX, publish, sha256_of_files, sta
 from monograph.models.inference import infer_contract
 from monograph.models.onnx_lazy import LARGE_TENSOR_BYTES, absolute, lies_in_own_file, load_proto, save_proto
 from monograph.models.onnx_normal import default_domain, densify, sparse_tensors, unify_domains, uses_long_name
+
+# A provider's compiled binary stands in an attribute EPContext that the standard keeps for text: onnx-ir keeps its bytes.
+logging.getLogger("onnx_ir.serde").addFilter(lambda record: "'ep_cache_context'" not in record.getMessage())
 
 LARGEST_INLINE_BYTES = 1_900_000_000
 """Protobuf ends at 2 GiB; the rest of the graph needs some room."""

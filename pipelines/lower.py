@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +10,13 @@ import numpy as np
 
 from monograph.errors import ConfigError
 from monograph.export.lowering import (
-    LOWERING_KEY,
     AgreementBound,
     Lowered,
     find_lowering,
     is_quantised,
     lower,
     lowered_contract,
+    lowering_of,
 )
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
@@ -27,6 +26,7 @@ from monograph.pipelines.data import DataSpec, as_data_spec
 
 CALIBRATION_ROWS = 256
 """More rows hardly move the range of an activation, and calibration keeps what every node gives for each of them."""
+AGREEMENT_ROWS = 256
 _SAMPLE_SEED = 1
 
 
@@ -48,6 +48,7 @@ def lower_model(
     batch_size: int = 1,
     sizes: Mapping[str, int] | None = None,
     bound: AgreementBound | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> Lowered:
     """Write ``model`` as what the lowering ``to`` makes of it, proven against it.
 
@@ -55,10 +56,12 @@ def lower_model(
         model: an ONNX file.
         path: the file to write.
         to: a name in ``LOWERINGS``.
-        calibration: DATA of the model's own domain, without labels or with; random rows where there are none.
+        calibration: DATA of the model's own domain, without labels or with; random rows where there are none. A quarter of
+            its rows, at most 256, is held out to prove agreement on.
         batch_size: of lowerings that fix sizes.
         sizes: of the model's other named dimensions.
         bound: what a quantised model has to reach.
+        options: of the execution provider that ``to`` compiles for, such as ``{"soc_model": "57"}``.
 
     Raises:
         InputError: the model or the data cannot be used.
@@ -71,46 +74,53 @@ def lower_model(
         raise ConfigError(f"{model} is no ONNX file: export it first, monograph export {model} -o {source.name}.onnx")
     lowering, file = find_lowering(to), read_onnx(source.path)
     contract = lowered_contract(lowering, file.contract, batch_size, sizes)
-    rows = _calibration_rows(as_data_spec(calibration), contract, file)
-    return lower(lowering, file, path, calibration=rows, batch_size=batch_size, sizes=sizes, bound=bound)
+    calibrating, held_out = _calibration_rows(as_data_spec(calibration), contract, file)
+    return lower(
+        lowering,
+        file,
+        path,
+        calibration=calibrating,
+        rows=held_out,
+        batch_size=batch_size,
+        sizes=sizes,
+        bound=bound,
+        options=options,
+    )
 
 
 def lower_for(name: str, file: OnnxFile, folder: Path, *, data: DataSpec | None, calibration: DataSpec | None) -> Taken:
     """Return what a target that wants the lowering ``name`` is given: ``file`` itself where it was lowered already.
 
-    Rows of ``data`` calibrate where no others are given, with a warning: they are what is scored.
+    Rows of ``data`` calibrate where no others are given, with a warning: they are what is scored. How often a quantised model
+    chooses another class refuses nothing here: its accuracy is about to be measured.
 
     Raises:
         MonographError: the file cannot be lowered, or computes something else then.
     """
-    if LOWERING_KEY in file.metadata:
-        return Taken(file, (f"{file.path.name} was taken as it is: lowered before, by {_lowered_by(file)}",))
+    lowered_by = lowering_of(file)
+    if lowered_by is not None:
+        return Taken(file, (f"{file.path.name} was taken as it is: lowered before, by {lowered_by}",))
     lowering = find_lowering(name)
     warnings: tuple[str, ...] = ()
     if lowering.is_quantised and is_quantised(file):
         lowering = find_lowering("static-batch")
     contract = lowered_contract(lowering, file.contract)
-    rows = _calibration_rows(calibration or data, contract, file)
+    rows, held_out = _calibration_rows(calibration or data, contract, file)
     if lowering.is_quantised and calibration is None and rows is not None:
         warnings = (
             f"{file.path.name} was calibrated on {len(rows)} of the rows that it is scored on: its accuracy on others may be "
             "lower; give --calibration DATA",
         )
-    lowered = lower(lowering, file, folder / file.path.name, calibration=rows)
+    lowered = lower(lowering, file, folder / file.path.name, calibration=rows, rows=held_out, is_enforced=False)
     return Taken(read_onnx(lowered.path), lowered.notes, (*lowered.warnings, *warnings))
 
 
-def _lowered_by(file: OnnxFile) -> str:
-    try:
-        return str(json.loads(file.metadata[LOWERING_KEY])["lowering"])
-    except (ValueError, KeyError, TypeError):
-        return "something that its metadata does not name"
-
-
-def _calibration_rows(data: DataSpec | None, contract: Contract, file: OnnxFile) -> Rows | None:
+def _calibration_rows(data: DataSpec | None, contract: Contract, file: OnnxFile) -> tuple[Rows | None, Rows | None]:
+    """Draw rows to calibrate on, and others to prove agreement on; the latter None where there are too few for both."""
     if data is None:
-        return None
-    rows = data.load(contract, file.tokenizer_json)
-    if len(rows) > CALIBRATION_ROWS:
-        rows = rows.take(np.random.default_rng(_SAMPLE_SEED).choice(len(rows), CALIBRATION_ROWS, replace=False))
-    return replace(rows, labels=None)
+        return None, None
+    rows = replace(data.load(contract, file.tokenizer_json), labels=None)
+    drawn = np.random.default_rng(_SAMPLE_SEED).permutation(len(rows))
+    held_out_count = min(len(rows) // 4, AGREEMENT_ROWS)
+    held_out, calibrating = drawn[:held_out_count], drawn[held_out_count : held_out_count + CALIBRATION_ROWS]
+    return rows.take(calibrating), rows.take(held_out) if held_out_count else None

@@ -32,7 +32,6 @@ from monograph.runtime.job import RawRun
 from monograph.runtime.load import LoadSpec
 from monograph.runtime.loadgen import LoadgenSpec
 from monograph.runtime.measure import BATCH_SIZES, Settings, measure, onnx_contender
-from monograph.runtime.provider_options import check_options
 from monograph.runtime.results import Measurement
 from monograph.runtime.targets import Target, find_target
 from monograph.runtime.timing import TimingRule
@@ -92,7 +91,7 @@ def measure_models(
     """
     _check(batch_sizes, threads, row_count, has_data=data is not None, parts=bool(slices or group))
     _check_parity(on, parity, reference)
-    targets = [_with_options(find_target(name), options or {}) for name in (matrix_targets(on) if parity else on)]
+    targets = [find_target(name).with_options(options or {}) for name in (matrix_targets(on) if parity else on)]
     files = [_onnx(str(model)) for model in models]
     spec = as_data_spec(data)
     settings = Settings(tuple(batch_sizes), threads, spinning, rule or TimingRule(), allow_fallback, load, loadgen, profile)
@@ -218,11 +217,6 @@ def _with_prediction(measurement: Measurement, file: OnnxFile, target: Target, b
             f"{prediction.free_node_share:.0%} of the nodes: fix them before it ships"
         )
     return replace(measurement, prediction=prediction, warnings=tuple(warnings))
-
-
-def _with_options(target: Target, options: Mapping[str, str]) -> Target:
-    check_options(target.provider, options)
-    return replace(target, session=replace(target.session, options={**target.session.options, **options})) if options else target
 
 
 def _onnx(model: str) -> OnnxFile:

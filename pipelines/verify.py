@@ -10,7 +10,7 @@ from monograph.errors import ConfigError, SourceError
 from monograph.export.fusion import FUSION_BATCH_SIZES, FusionPlan, MembersApart
 from monograph.export.fusion.cascade import CascadeApart, CascadePlan, draw_cases
 from monograph.export.fusion.record import match_members, plan_again, read_record
-from monograph.export.lowering import LOWERING_KEY
+from monograph.export.lowering import LOWERINGS, lowering_of
 from monograph.export.parity import TOLERANCE, draw_batches, run_each
 from monograph.models.data.rows import Rows
 from monograph.models.digest import file_sha256, graph_sha256
@@ -62,7 +62,8 @@ class Verification:
         lines += self.changes
         checks = (*self.golden, *self.fresh)
         failed = sum(not check.passed for check in checks)
-        found = f"{failed} of {len(checks)} comparisons differ" if failed else f"{len(checks)} comparisons equal"
+        count = f"{len(checks)} comparison{'s' if len(checks) != 1 else ''}"
+        found = f"{failed} of {count} differ" if failed else f"{count} equal"
         changed = "the file was changed" if self.changes else "the file is as it was proven" if self.golden else ""
         verdict = "verified" if self.passed else "FAILED"
         where = f"{self.path} on {self.target} ({self.evidence.value})"
@@ -133,7 +134,12 @@ def verify_model(
 
 
 def _check_lowered(file: OnnxFile, target: Target) -> None:
-    if target.lowering is not None and LOWERING_KEY not in file.metadata:
+    """Refuse a target that takes another form of the model, and a model that was compiled for another target."""
+    lowered_by = lowering_of(file)
+    compiled_for = LOWERINGS[lowered_by].target if lowered_by in LOWERINGS else None
+    if compiled_for not in (None, target.name):
+        raise ConfigError(f"{file.path.name} was compiled for {compiled_for}, which alone runs it: give --on {compiled_for}")
+    if target.lowering is not None and lowered_by is None:
         raise ConfigError(
             f"{target.name} takes another form of {file.path.name}: monograph lower {file.path} --to {target.lowering} "
             "-o LOWERED.onnx, which is proven beside it; then verify that"

@@ -100,7 +100,7 @@ def open_on_target(path: Path, contract: Contract, target: Target) -> Session | 
         PlacementError: something else would run the model.
     """
     check_runs_here(target)
-    if target.run is not run_in_process:
+    if target.run is not run_in_process or target.session.plugin is not None:  # a plugin's library may print, or die
         return SentSession(path, contract, target)
     session = open_session(path, spec=target.session, spinning=False, record_placement=True)
     _checked(session.placement(), target)

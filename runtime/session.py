@@ -212,6 +212,27 @@ def save_optimised(path: Path, output: Path, dimensions: Mapping[str, int] | Non
         raise SourceError(f"ONNX Runtime {ort.__version__} cannot load {path}{sizes}: {first_line(error)}") from error
 
 
+def compile_model(path: str, output: str, spec: Mapping[str, Any]) -> None:
+    """Write ``output``, in which the provider of ``spec`` holds its part of the model compiled, ready for its device.
+
+    The parts are nodes EPContext, whose content only that provider reads; a node that it does not take is an error.
+    Source: https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html
+
+    Raises:
+        ConfigError: the provider is not here, or does not know an option.
+        MissingPackageError: its package is not installed.
+        SourceError: it cannot compile the model.
+    """
+    session = SessionSpec.from_record(spec)
+    options = _session_options(session, None, False, False)
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    options.add_provider_for_devices(plugin_devices(session), dict(session.options))
+    try:
+        ort.ModelCompiler(options, path, embed_compiled_data_into_model=True).compile_to_file(output)
+    except _LOAD_ERRORS as error:
+        raise SourceError(f"{session.provider} cannot compile the whole model: {first_line(error)}") from error
+
+
 def _session_options(spec: SessionSpec, threads: int | None, spinning: bool, record_placement: bool) -> Any:
     if spec.plugin is None and spec.provider not in ort.get_available_providers():
         raise ConfigError(f"onnxruntime {ort.__version__} here has no {spec.provider}: see `monograph targets`")

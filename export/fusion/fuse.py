@@ -17,7 +17,7 @@ from monograph.export.fusion.cost import Cost, cost_of
 from monograph.export.fusion.forms import FORMS
 from monograph.export.fusion.horizontal import Batching, batching_of
 from monograph.export.fusion.plan import FusionPlan, Member
-from monograph.export.parity import TOLERANCE, ParityProof
+from monograph.export.parity import TOLERANCE, ParityProof, open_when_run
 from monograph.export.trace import write_proven
 from monograph.models.contract import Kind
 from monograph.models.data.rows import Rows
@@ -73,7 +73,7 @@ def fuse(
         tolerance=max(tolerance, plan.rounding),
         tokenizer_json=plan.tokenizer_json,
         metadata={FUSION_KEY: plan.to_json()},
-        apart=members.too_large,
+        candidate=ApartSession if members.too_large else open_when_run,
     )
     return Fused(read_onnx(path), plan, proof, node_count, cost, batching_of(graph))
 

@@ -5,13 +5,14 @@ from monograph.export.lowering.agreement import Agreement, AgreementBound
 from monograph.export.lowering.branch_free import BRANCH_FREE
 from monograph.export.lowering.fp16 import FP16
 from monograph.export.lowering.lower import is_quantised, lower, lowered_contract
-from monograph.export.lowering.lowering import LOWERING_KEY, Lowered, Lowering
+from monograph.export.lowering.lowering import LOWERING_KEY, Lowered, Lowering, lowering_of
 from monograph.export.lowering.qdq_htp import QDQ_HTP, QDQ_HTP_INT8
 from monograph.export.lowering.qdq_int8 import QDQ_INT8
+from monograph.export.lowering.qnn_context import QNN_CONTEXT
 from monograph.export.lowering.static import STATIC_BATCH
 
 LOWERINGS: dict[str, Lowering] = {
-    lowering.name: lowering for lowering in (STATIC_BATCH, QDQ_HTP, QDQ_HTP_INT8, QDQ_INT8, FP16, BRANCH_FREE)
+    lowering.name: lowering for lowering in (STATIC_BATCH, QDQ_HTP, QDQ_HTP_INT8, QNN_CONTEXT, QDQ_INT8, FP16, BRANCH_FREE)
 }
 
 
@@ -28,5 +29,5 @@ def find_lowering(name: str) -> Lowering:
 
 __all__ = [
     "LOWERINGS", "LOWERING_KEY", "Agreement", "AgreementBound", "Lowered", "Lowering", "find_lowering", "is_quantised", "lower",
-    "lowered_contract",
+    "lowered_contract", "lowering_of",
 ]  # fmt: skip

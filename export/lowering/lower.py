@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,21 @@ import onnx
 import onnx_ir as ir
 
 from monograph.errors import ConfigError, ExportError
+from monograph.export.golden import golden_json
 from monograph.export.lowering.agreement import Agreement, AgreementBound, prove_agreement
-from monograph.export.lowering.lowering import LOWERING_KEY, Lowered, Lowering, LoweringJob
-from monograph.export.lowering.static import fix_contract
-from monograph.export.parity import ParityProof, open_when_run
+from monograph.export.lowering.lowering import LOWERING_KEY, QUANTISED_TOLERANCE, Lowered, Lowering, LoweringJob
+from monograph.export.lowering.static import STATIC_BATCH, fix_contract
+from monograph.export.parity import BATCH_SIZES, ParityProof, draw_batches, open_when_run
 from monograph.export.trace import PROOF_KEY, write_proven
 from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Contract, random_inputs
 from monograph.models.data.rows import Rows
 from monograph.models.inference import infer_contract
-from monograph.models.onnx_file import OnnxFile, load_graph, write_onnx
+from monograph.models.onnx_file import OnnxFile, load_graph, read_onnx, write_onnx
 from monograph.runtime.environment import installed_versions
-from monograph.runtime.golden import GOLDEN_KEY
+from monograph.runtime.golden import GOLDEN_KEY, GoldenBatch
+from monograph.runtime.on_target import SentSession
+from monograph.runtime.session import open_session
+from monograph.runtime.targets import find_target
 
 _RANDOM_ROWS = 32
 _RANDOM_ROWS_SEED = 3
@@ -42,6 +47,8 @@ def lower(
     batch_size: int = 1,
     sizes: Mapping[str, int] | None = None,
     bound: AgreementBound | None = None,
+    is_enforced: bool = True,
+    options: Mapping[str, str] | None = None,
 ) -> Lowered:
     """Convert ``source``, prove the written file against it, and only then give it the name ``path``.
 
@@ -50,16 +57,25 @@ def lower(
         source: the float model.
         path: the file to write.
         calibration: rows as :func:`lowered_contract` takes them, to calibrate activations on; random ones if there are none.
-        rows: to prove on; those of ``calibration`` by default.
+        rows: to prove on, held out from ``calibration``; without any, those of ``calibration`` again.
         batch_size: where the lowering fixes sizes.
         sizes: of the other named dimensions.
         bound: what a quantised model has to reach.
+        is_enforced: refuse a quantised model that too often chooses another class, instead of warning of it.
+        options: of the execution provider that a lowering compiles for.
 
     Raises:
-        ConfigError: a size is missing, or ``source`` was quantised already.
+        ConfigError: a size is missing, ``source`` was quantised already, or the target that is compiled for is not here.
         ExportError: the model cannot be converted.
         ParityError: the lowered model does not compute what its source does; nothing is written.
     """
+    if lowering.first is not None and LOWERING_KEY not in source.metadata:
+        return _lower_in_turn(
+            lowering, source, path, options=options, calibration=calibration, rows=rows, batch_size=batch_size, sizes=sizes,
+            bound=bound, is_enforced=is_enforced,
+        )  # fmt: skip
+    if options and lowering.target is None:
+        raise ConfigError(f"{lowering.name} compiles for no execution provider, so it takes no --provider-option")
     if lowering.is_quantised and is_quantised(source):
         raise ConfigError(f"{source.path} is quantised already, and {lowering.name} takes a float model: give the original")
     contract = lowered_contract(lowering, source.contract, batch_size, sizes)
@@ -71,17 +87,35 @@ def lower(
         )
     calibrated_on = calibration or _random_rows(contract)
     with tempfile.TemporaryDirectory(prefix="monograph-lowering-") as name:
-        job = LoweringJob(source, contract, calibrated_on, Path(name))
+        job = LoweringJob(source, contract, calibrated_on, Path(name), options or {})
         converted = lowering.convert(job)
         graph = load_graph(converted)
         contract = _with_known_outputs(contract, onnx.load(converted, load_external_data=False))
         graph.metadata_props.clear()  # the converter's own
         graph.graph.sort()  # converters append nodes where they please
         kept = {key: text for key, text in source.metadata.items() if key not in _OF_THE_SOURCE}
-        record = _record(lowering, source, contract, calibrated_on if lowering.is_quantised else None)
-        proof = _write(lowering, graph, source, path, contract, kept, record, rows or calibration, calibrated_on, bound)
+        record = _record(lowering, source, contract, calibrated_on if lowering.is_quantised else None, options or {})
+        new = _New(lowering, graph, source, path, contract, kept, record, options or {})
+        if lowering.is_quantised:
+            agreement = _write_agreeing(new, calibration, rows, calibrated_on, bound or AgreementBound(), is_enforced)
+            warnings += [f"{source.path.name} as {lowering.name}: {doubt}" for doubt in agreement.doubts()]
+            proof: ParityProof | Agreement = agreement
+        else:
+            proof = _write_equal(new, rows or calibration)
     notes = (f"{source.path.name} was lowered by {lowering.name} ({_sizes(contract)}): {proof.describe()}",)
     return Lowered(path, lowering.name, contract, proof, notes, tuple(warnings))
+
+
+def _lower_in_turn(
+    lowering: Lowering, source: OnnxFile, path: Path, *, options: Mapping[str, str] | None, rows: Rows | None, **choices: Any
+) -> Lowered:
+    """Lower a float model by what has to come first, and that by ``lowering``; only the last file stays."""
+    assert lowering.first is not None
+    first = STATIC_BATCH if is_quantised(source) else lowering.first
+    with tempfile.TemporaryDirectory(prefix="monograph-lowering-") as name:
+        between = lower(first, source, Path(name) / source.path.name, rows=rows, **choices)
+        made = lower(lowering, read_onnx(between.path), path, options=options, rows=rows or choices["calibration"])
+    return replace(made, notes=(*between.notes, *made.notes), warnings=(*between.warnings, *made.warnings))
 
 
 def lowered_contract(
@@ -100,52 +134,84 @@ def is_quantised(source: OnnxFile) -> bool:
     return any(node.op_type == "QuantizeLinear" for node in load_graph(source.path).graph.all_nodes())
 
 
-def _write(
-    lowering: Lowering,
-    graph: ir.Model,
-    source: OnnxFile,
-    path: Path,
-    contract: Contract,
-    kept: Mapping[str, str],
-    record: Mapping[str, Any],
-    real_rows: Rows | None,
-    calibrated_on: Rows,
-    bound: AgreementBound | None,
-) -> ParityProof | Agreement:
-    if lowering.tolerance is not None:
-        names = (source.path.name, path.name)
-        return write_proven(
-            graph,
-            path,
-            contract,
-            open_when_run(source.path),
-            names=names,
-            rows=real_rows,
-            tolerance=lowering.tolerance,
-            tokenizer_json=source.tokenizer_json,
-            metadata={**kept, LOWERING_KEY: json.dumps(record)},
-        )
+@dataclass(frozen=True)
+class _New:
+    """What is to be written."""
+
+    lowering: Lowering
+    graph: ir.Model
+    source: OnnxFile
+    path: Path
+    contract: Contract
+    kept: Mapping[str, str]
+    record: Mapping[str, Any]
+    options: Mapping[str, str]
+
+
+def _write_equal(new: _New, real_rows: Rows | None) -> ParityProof:
+    """Write what has to compute what its source does, on the processor or on the target that it is for."""
+    target = None if new.lowering.target is None else find_target(new.lowering.target).with_options(new.options)
+    assert new.lowering.tolerance is not None
+    return write_proven(
+        new.graph,
+        new.path,
+        new.contract,
+        open_when_run(new.source.path) if target is None else SentSession(new.source.path, new.contract, target),
+        candidate=open_when_run if target is None else partial(SentSession, contract=new.contract, target=target),
+        names=(new.source.path.name, new.path.name),
+        rows=real_rows,
+        tolerance=new.lowering.tolerance,
+        tokenizer_json=new.source.tokenizer_json,
+        metadata={**new.kept, LOWERING_KEY: json.dumps(new.record)},
+    )
+
+
+def _write_agreeing(
+    new: _New, calibration: Rows | None, held_out: Rows | None, calibrated_on: Rows, bound: AgreementBound, is_enforced: bool
+) -> Agreement:
+    """Write what gives other numbers on purpose, with golden batches of its own."""
     agreements: list[Agreement] = []
+    real_rows = held_out or calibration
 
     def prove(staged: Path) -> dict[str, str]:
         agreements.append(
             prove_agreement(
-                (source.path, source.contract),
-                (staged, contract),
+                (new.source.path, new.source.contract),
+                (staged, new.contract),
                 real_rows or calibrated_on,
                 is_random=real_rows is None,
-                bound=bound or AgreementBound(),
+                is_held_out=held_out is not None,
+                bound=bound,
+                is_enforced=is_enforced,
             )
         )
-        return {LOWERING_KEY: json.dumps({**record, "agreement": asdict(agreements[0])})}
+        record = {**new.record, "agreement": asdict(agreements[0])}
+        return {LOWERING_KEY: json.dumps(record), GOLDEN_KEY: _own_golden(staged, new.contract, real_rows)}
 
     try:
-        tokenizer = {} if source.tokenizer_json is None else {TOKENIZER_KEY: source.tokenizer_json}
-        write_onnx(graph, path, {**kept, **tokenizer, CONTRACT_KEY: contract.to_json()}, prove)
+        tokenizer = {} if new.source.tokenizer_json is None else {TOKENIZER_KEY: new.source.tokenizer_json}
+        write_onnx(new.graph, new.path, {**new.kept, **tokenizer, CONTRACT_KEY: new.contract.to_json()}, prove)
     except onnx.checker.ValidationError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ExportError(f"{path.name} would not be a valid ONNX model: {reason}; nothing was written") from error
+        raise ExportError(f"{new.path.name} would not be a valid ONNX model: {reason}; nothing was written") from error
     return agreements[0]
+
+
+def _own_golden(staged: Path, contract: Contract, rows: Rows | None) -> str:
+    """Return golden batches of a quantised model: what it gives on this processor, for `monograph verify` elsewhere."""
+    session = open_session(staged, spinning=False)
+
+    def answered(batch: GoldenBatch) -> GoldenBatch:
+        return replace(batch, expected=session(batch.inputs))
+
+    return golden_json(
+        [answered(batch) for batch in draw_batches(contract, rows, BATCH_SIZES)],
+        contract,
+        staged,
+        reference=f"{staged.name} on cpu",
+        tolerance=QUANTISED_TOLERANCE,
+        prove_again=answered,
+    )
 
 
 def _random_rows(contract: Contract) -> Rows:
@@ -169,9 +235,14 @@ def _with_known_outputs(contract: Contract, proto: onnx.ModelProto) -> Contract:
     return replace(contract, outputs=tuple(outputs))
 
 
-def _record(lowering: Lowering, source: OnnxFile, contract: Contract, calibration: Rows | None) -> dict[str, Any]:
+def _record(
+    lowering: Lowering, source: OnnxFile, contract: Contract, calibration: Rows | None, options: Mapping[str, str]
+) -> dict[str, Any]:
+    before = {"before": json.loads(source.metadata[LOWERING_KEY])} if LOWERING_KEY in source.metadata else {}
     return {
         "version": 1,
+        **before,
+        "provider_options": dict(options),
         "lowering": lowering.name,
         "settings": dict(lowering.settings),
         "source": source.path.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,9 @@ from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile
 
 LOWERING_KEY = "monograph.lowering"
+QUANTISED_TOLERANCE = 0.05
+"""Largest error of a quantised model on one target beside another, as a share of the scale: where one rounds up and the other
+down, a step of every later quantisation may differ."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class LoweringJob:
     """As ``contract`` takes them: what activations are calibrated on."""
     folder: Path
     """For what is made on the way; removed afterwards."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Of the execution provider, where the lowering compiles for one."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,25 @@ class Lowering:
     """Whether batch and sequence get a fixed size."""
     tolerance: float | None = None
     """Largest error as a share of the reference's scale; None for a quantised model, which is proven by agreement on rows."""
+    target: str | None = None
+    """The only target that runs what it writes, and on which it is proven; None where any processor does."""
+    first: Lowering | None = None
+    """What a float model goes through before it."""
 
     @property
     def is_quantised(self) -> bool:
         """True where the numbers are other ones on purpose, so that only agreement can be proven."""
         return self.tolerance is None
+
+
+def lowering_of(file: OnnxFile) -> str | None:
+    """Return the name of the lowering that wrote ``file``; None where none did."""
+    if LOWERING_KEY not in file.metadata:
+        return None
+    try:
+        return str(json.loads(file.metadata[LOWERING_KEY])["lowering"])
+    except (ValueError, KeyError, TypeError):
+        return "something that its metadata does not name"
 
 
 @dataclass(frozen=True)

@@ -25,10 +25,14 @@ def lower(
     model: Annotated[Path, typer.Argument(help="An ONNX file.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
     to: Annotated[
-        str, typer.Option(help="`static-batch`, `qdq-htp`, `qdq-htp-int8`, `qdq-int8`, `fp16` or, for a cascade, `branch-free`.")
+        str,
+        typer.Option(
+            help="`static-batch`, `qdq-htp`, `qdq-htp-int8`, `qnn-context`, `qdq-int8`, `fp16`; for a cascade `branch-free`."
+        ),
     ],
     calibration: Annotated[
-        str | None, typer.Option(help=f"Rows to calibrate and prove on; random ones by default, with a warning. {DATA}.")
+        str | None,
+        typer.Option(help=f"Rows to calibrate on, a quarter of them held out to prove on; random ones by default. {DATA}."),
     ] = None,
     data_column: DataColumns = None,
     split: Split = None,
@@ -39,9 +43,13 @@ def lower(
     min_agreement: Annotated[
         float, typer.Option(help="Share of rows on which a quantised model has to choose the same class.")
     ] = 0.9,
+    provider_option: Annotated[
+        list[str] | None,
+        typer.Option("--provider-option", metavar="KEY=VALUE", help="Of `qnn-context`: `soc_model=57` chooses the chip."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Make a model into what a target takes: fixed sizes, 8-bit or half precision, proven against the original."""
+    """Make a model into what a target takes: fixed sizes, 8-bit or half precision, compiled, proven against the original."""
     from monograph.export.lowering import AgreementBound
     from monograph.pipelines.lower import lower_model
 
@@ -55,6 +63,7 @@ def lower(
             batch_size=batch_size,
             sizes={name: whole_number(text) for name, text in map(key_value, size or ())},
             bound=AgreementBound(top1=min_agreement),
+            options=dict(map(key_value, provider_option or ())),
         )
     if as_json:
         print_json(lowered)

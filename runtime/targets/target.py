@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from monograph.runtime.job import Job, RawRun, run_in_process
+from monograph.runtime.provider_options import check_options
 from monograph.runtime.results import Evidence
 from monograph.runtime.session_spec import SessionSpec
 
@@ -58,6 +59,15 @@ class Target:
     def describe(self) -> str:
         """Return one line: the device, or what is missing and the command that brings it."""
         return self.probe().describe()
+
+    def with_options(self, options: Mapping[str, str]) -> Target:
+        """Return the target with further options of its execution provider.
+
+        Raises:
+            ConfigError: the provider does not know one.
+        """
+        check_options(self.provider, options)
+        return replace(self, session=replace(self.session, options={**self.session.options, **options}))
 
     @property
     def gives_latency(self) -> bool:

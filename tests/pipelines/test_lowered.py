@@ -76,7 +76,7 @@ def test_layer_normalisation_runs_on_the_npu(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("data", "calibration", "warned"),
-    [(None, None, "32 random rows"), (True, None, "calibrated on 40 of the rows that it is scored on"), (True, True, None)],
+    [(None, None, "32 random rows"), (True, None, "calibrated on 30 of the rows that it is scored on"), (True, True, None)],
 )
 def test_where_calibration_rows_come_from_is_told(
     digit_models: list[Path], few_digits: Path, tmp_path: Path, data: bool | None, calibration: bool | None, warned: str | None
@@ -90,9 +90,11 @@ def test_where_calibration_rows_come_from_is_told(
         data=DataSpec(str(few_digits)) if data else None,
         calibration=DataSpec(str(few_digits)) if calibration else None,
     )
-    assert [warned in warning for warning in taken.warnings] == ([True] if warned else [])
+    assert [warned in warning for warning in taken.warnings if "leave open" not in warning] == ([True] if warned else [])
     record = json.loads(taken.file.metadata[LOWERING_KEY])
-    assert record["calibration"]["row_count"] == (40 if data or calibration else 32)
+    assert record["calibration"]["row_count"] == (30 if data or calibration else 32)
+    assert record["agreement"]["row_count"] == (10 if data or calibration else 32)
+    assert record["agreement"]["is_held_out"] == bool(data or calibration)
 
 
 def test_many_rows_are_sampled_for_calibration(digit_models: list[Path], tmp_path: Path):
