@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from monograph.errors import ConfigError
-from monograph.export.predict import RULE_BOOKS, predict
+from monograph.export.predict import RULE_BOOKS, predict, with_work
 from monograph.models.data.rows import Rows
 from monograph.models.data.stream import RowStream
 from monograph.models.onnx_file import OnnxFile, read_onnx
@@ -27,7 +27,7 @@ from monograph.pipelines.parity_matrix import (
     matrix_targets,
 )
 from monograph.pipelines.profile import attribute_to_members
-from monograph.runtime.extras import check_extras
+from monograph.runtime.extras import check_extras, possible_extras
 from monograph.runtime.job import RawRun
 from monograph.runtime.load import LoadSpec
 from monograph.runtime.loadgen import LoadgenSpec
@@ -95,8 +95,7 @@ def measure_models(
     files = [_onnx(str(model)) for model in models]
     spec = as_data_spec(data)
     settings = Settings(tuple(batch_sizes), threads, spinning, rule or TimingRule(), allow_fallback, load, loadgen, profile)
-    for target in targets:
-        check_extras(target, settings)
+    check_extras([target for target in targets if target.name in on], settings)
     lower = partial(_measure_lowered, data=spec, calibration=as_data_spec(calibration))
     measurements: list[Measurement] = []
     with ExitStack() as opened:
@@ -108,7 +107,9 @@ def measure_models(
             for target in targets:
                 on_progress(file.path.stem, target.name)
                 keep = partial(outputs.keep, target.name) if parity else _forget
-                measured = (_measure_as_it_is if target.lowering is None else lower)(file, target, rows, settings, keep)
+                possible, warnings = possible_extras(target, settings)
+                measured = (_measure_as_it_is if target.lowering is None else lower)(file, target, rows, possible, keep)
+                measured = replace(measured, warnings=(*measured.warnings, *warnings))
                 of_file.append(_completed(measured, file, target, batch_sizes[0]))
             if parity:
                 assert rows is not None
@@ -144,7 +145,8 @@ def _measure_as_it_is(
     file: OnnxFile, target: Target, rows: Rows | RowStream | None, settings: Settings, keep: Callable[[RawRun], None]
 ) -> Measurement:
     contender = onnx_contender(file.path.stem, file.path, file.contract, file.sha256, file.size_bytes, target)
-    return measure(contender, target, rows, settings, keep)
+    measured = measure(contender, target, rows, settings, keep)
+    return replace(measured, placement=with_work(measured.placement, file))
 
 
 def _completed(measurement: Measurement, file: OnnxFile, target: Target, batch_size: int) -> Measurement:
@@ -178,8 +180,10 @@ def _measure_lowered(
         taken = lowered.file
         contender = onnx_contender(file.path.stem, taken.path, taken.contract, taken.sha256, taken.size_bytes, target)
         measured = measure(contender, target, rows, settings, keep)
+        placement = with_work(measured.placement, taken)
     return replace(
         measured,
+        placement=placement,
         # The lowered file's contract was written by us: what had to be guessed is known of the given one only.
         assumed=tuple(dict.fromkeys((*file.contract.assumed, *lowered.notes, *measured.assumed))),
         warnings=(*measured.warnings, *lowered.warnings),

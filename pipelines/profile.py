@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
 from monograph.errors import SourceError
 from monograph.export.fusion.sharing import members_by_node, members_by_output
+from monograph.runtime.placement import original_name
 from monograph.runtime.profiling import with_members
 from monograph.runtime.results import Measurement
-
-_MADE = re.compile(r"(_nchwc|_token_\d+|_transpose|_quantized|_QuantizeLinear|_DequantizeLinear|/?_?fused.*)$")
-"""What ONNX Runtime's optimisers append to the name of a value or node that they put another in the place of."""
 
 
 def attribute_to_members(measurement: Measurement, path: Path) -> Measurement:
@@ -26,7 +23,7 @@ def attribute_to_members(measurement: Measurement, path: Path) -> Measurement:
     names = tuple(dict.fromkeys(name for members in by_node.values() for name in members))
 
     def members_of(name: str) -> tuple[str, ...]:
-        for candidate in (name, _MADE.sub("", name)):
+        for candidate in (name, original_name(name)):
             found = by_node.get(candidate) or by_output.get(candidate)
             if found:
                 return found

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 
 from monograph.errors import ConfigError
-from monograph.runtime.job import Job, Settings, call_with_rows, run_in_process
+from monograph.runtime.job import Job, Settings
 from monograph.runtime.latency import load_warnings, summarise_load
 from monograph.runtime.load import RawLoad
 from monograph.runtime.loadgen import LoadgenSpec, check_loadgen
 from monograph.runtime.profiling import profile_from_record
-from monograph.runtime.results import Load, LoadgenResult, Profile
+from monograph.runtime.results import Evidence, Load, LoadgenResult, Profile
 from monograph.runtime.targets.target import Target
 from monograph.runtime.timing import RawTiming
 
@@ -37,18 +35,23 @@ def wanted_extras(settings: Settings) -> list[str]:
     return [option for option, value in options.items() if value]
 
 
-def check_extras(target: Target, settings: Settings) -> None:
-    """Say before anything is measured what cannot be.
+def can_measure_extras(target: Target) -> bool:
+    """Say whether ``target`` has a Python of its own, and times that are a latency."""
+    return target.call is not None and target.evidence_here in (Evidence.EXECUTED, Evidence.DEVICE)
+
+
+def check_extras(targets: Sequence[Target], settings: Settings) -> None:
+    """Say before anything is measured what cannot be on any of ``targets``.
 
     Raises:
-        ConfigError: ``target`` does not run in a session of this machine's ONNX Runtime, or a load is out of range.
+        ConfigError: none of them runs ONNX Runtime's Python package on real hardware, or a load is out of range.
         MissingPackageError: LoadGen is asked for and not installed.
     """
     wanted = wanted_extras(settings)
-    if wanted and (target.run is not run_in_process or not target.gives_latency):
+    if wanted and not any(map(can_measure_extras, targets)):
         raise ConfigError(
-            f"target {target.name} cannot do {', '.join(wanted)}: they need hardware that runs ONNX Runtime's Python package "
-            "here, such as the targets cpu and cuda"
+            f"{', '.join(target.name for target in targets)} cannot do {', '.join(wanted)}: they need hardware that runs ONNX "
+            "Runtime's Python package, such as the targets cpu, cuda and ssh://HOST/cpu"
         )
     if settings.load is not None:
         settings.load.check()
@@ -57,21 +60,30 @@ def check_extras(target: Target, settings: Settings) -> None:
         check_loadgen()
 
 
-def measure_extras(job: Job, timings: Sequence[RawTiming]) -> Extras:
+def possible_extras(target: Target, settings: Settings) -> tuple[Settings, list[str]]:
+    """Return the settings without what ``target`` cannot do, and a warning of it."""
+    wanted = wanted_extras(settings)
+    if not wanted or can_measure_extras(target):
+        return settings, []
+    why = "it runs no Python" if target.gives_latency and target.call is None else "its times are no latency"
+    return replace(settings, load=None, loadgen=None, profile=False), [f"{target.name}: no {', '.join(wanted)} there, {why}"]
+
+
+def measure_extras(job: Job, target: Target, timings: Sequence[RawTiming]) -> Extras:
     """Measure what the settings of ``job`` ask for, once its calls are timed."""
+    if target.call is None:
+        return Extras()
     load, loadgen, profile = None, None, None
     if job.rows is not None:
         job = replace(job, rows=job.rows.take(slice(0, _MOST_ROWS)))
-    with TemporaryDirectory(prefix="monograph-extras-") as folder:
-        if job.settings.load is not None:
-            record = call_with_rows("monograph.runtime.extra_runs:load_and_call", job, Path(folder))
-            load = summarise_load(RawLoad.from_record(record), job.settings.load)
-        if job.settings.loadgen is not None:
-            job = replace(job, settings=replace(job.settings, loadgen=_told_the_rate(job.settings.loadgen, timings)))
-            record = call_with_rows("monograph.runtime.extra_runs:run_scenario", job, Path(folder))
-            loadgen = LoadgenResult(**record)
-        if job.settings.profile:
-            profile = profile_from_record(call_with_rows("monograph.runtime.extra_runs:profile", job, Path(folder)))
+    if job.settings.load is not None:
+        record = target.call("monograph.runtime.extra_runs:load_and_call", job)
+        load = summarise_load(RawLoad.from_record(record), job.settings.load)
+    if job.settings.loadgen is not None:
+        job = replace(job, settings=replace(job.settings, loadgen=_told_the_rate(job.settings.loadgen, timings)))
+        loadgen = LoadgenResult(**target.call("monograph.runtime.extra_runs:run_scenario", job))
+    if job.settings.profile:
+        profile = profile_from_record(target.call("monograph.runtime.extra_runs:profile", job))
     return Extras(load, loadgen, profile, tuple(load_warnings(load)) if load else ())
 
 

@@ -110,7 +110,7 @@ def run_in_process(job: Job, launcher: Launcher = LOCAL, timeout_s: float = TIME
         folder = Path(name)
         with _feeding(job, folder):
             raw = call_with_rows(
-                "monograph.runtime.runner:time_and_run",
+                TIME_AND_RUN,
                 job,
                 folder,
                 launcher,
@@ -124,9 +124,12 @@ def run_in_process(job: Job, launcher: Launcher = LOCAL, timeout_s: float = TIME
     return raw_run_of(raw, outputs)
 
 
-def request_of(job: Job, folder: Path) -> dict[str, Any]:
+TIME_AND_RUN = "monograph.runtime.runner:time_and_run"
+
+
+def request_of(function: str, job: Job, folder: Path) -> dict[str, Any]:
     """Return the function and the arguments of the measuring process; its rows lie in ``folder``, its outputs go there."""
-    return {"function": "monograph.runtime.runner:time_and_run", "arguments": _arguments(job, folder)}
+    return {"function": function, "arguments": _arguments(job, folder)}
 
 
 def _arguments(job: Job, folder: Path) -> dict[str, Any]:
@@ -154,6 +157,16 @@ def _feeding(job: Job, folder: Path) -> AbstractContextManager[object]:
     if job.stream is None or job.rows is None:
         return nullcontext()
     return Feeder(job.stream, folder, chunk_rows(job.rows, scoring_batch_size(job.contender.contract)))
+
+
+def call_in_process(function: str, job: Job, launcher: Launcher = LOCAL) -> Any:
+    """Call one of :mod:`monograph.runtime.extra_runs`' functions in a fresh process.
+
+    Raises:
+        MonographError: the contender cannot be loaded or run.
+    """
+    with tempfile.TemporaryDirectory(prefix="monograph-extras-") as folder:
+        return call_with_rows(function, job, Path(folder), launcher)
 
 
 def call_with_rows(

@@ -6,7 +6,7 @@ How a process is started and what it gives back is :mod:`monograph.runtime.job`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,7 @@ def measure(
     here = target.probe()
     if not here.is_here:
         raise ConfigError(f"target {target.name} is not here: {here.describe()}")
-    check_extras(target, settings)
+    check_extras([target], settings)
     warnings, before = environment_warnings(), look_before()
     threads = settings.threads or usable_cores()
     if threads > usable_cores():
@@ -79,7 +79,9 @@ def measure(
     is_timed = bool(run.timings) and evidence in (Evidence.EXECUTED, Evidence.DEVICE)
     if is_timed:
         warnings += [warning for raw in run.timings for warning in timing_warnings(raw)]
-    extras = measure_extras(job, run.timings) if is_timed else Extras()
+    if is_timed and len(run.placement) > 1:
+        job = replace(job, settings=replace(job.settings, profile=True))  # a mixture: whose time is it?
+    extras = measure_extras(job, target, run.timings) if is_timed else Extras()
     environment = run.environment or describe_environment(threads, settings.spinning, before)
     if run.environment is None:
         warnings += environment_doubts(environment)

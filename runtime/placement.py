@@ -6,6 +6,7 @@ looks like its own. What counts is where the operators ran that do the work.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from monograph.errors import PlacementError
@@ -14,6 +15,12 @@ from monograph.runtime.results import Placed
 _WORK = ("Conv", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "Attention", "Einsum", "LayerNorm", "BatchNorm", "Pool", "Resize")
 """Parts of the names of operators that do the work; ONNX Runtime's own fused ones carry them too."""
 _NAMED = 3
+_MADE = re.compile(r"(_nchwc|_token_\d+|_transpose|_quantized|_QuantizeLinear|_DequantizeLinear|/?_?fused.*)$")
+
+
+def original_name(name: str) -> str:
+    """Return a node's or value's name without what ONNX Runtime's optimisers append where they put another in its place."""
+    return _MADE.sub("", name)
 
 
 def works(op_type: str) -> bool:

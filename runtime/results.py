@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 """Of a measurement's record. The second number grows when fields are added, the first when one is taken away or changed."""
 
 
@@ -239,7 +239,10 @@ class Placed:
     op_types: tuple[str, ...]
     """One a node, in their order."""
     partition_count: int
-    """Parts of the graph that it took as a whole; between them data crosses from provider to provider."""
+    """Parts of the graph that it took as a whole; between them data crosses from provider to provider. Of a provider that takes
+    node by node they are counted in the graph, and 1 where that cannot be."""
+    macs: int | None = None
+    """Multiply-accumulates of its nodes, for a row that takes every branch; None where they were not counted."""
 
 
 @dataclass(frozen=True)

@@ -131,8 +131,8 @@ class Session:
                 provider,
                 tuple(node.name or node.op_type for nodes in taken for node in nodes),
                 tuple(node.op_type for nodes in taken for node in nodes),
-                # The processor's nodes come one a part, whatever lies between them.
-                1 if provider == CPU_PROVIDER else len(taken),
+                # A provider of kernels, such as the processor's, tells its nodes one by one, whatever lies between them.
+                1 if all(len(nodes) == 1 for nodes in taken) else len(taken),
             )
             for provider, taken in parts.items()
         ]

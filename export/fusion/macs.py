@@ -17,7 +17,7 @@ from monograph.models.onnx_file import load_graph
 
 SEQUENCE_LENGTH = 64
 """What free dimensions other than the batch are counted at."""
-_UNCOUNTED = frozenset({"Attention", "GroupQueryAttention", "Loop", "MultiHeadAttention", "RotaryEmbedding", "Scan"})
+_UNCOUNTED = frozenset({"GroupQueryAttention", "Loop", "Scan"})
 """These cost much, and how much is not counted here."""
 
 
@@ -45,6 +45,7 @@ def _with_shapes(source: Path | ir.Model, sequence_length: int) -> ir.Graph | No
     model = load_graph(source) if isinstance(source, Path) else source.clone()
     InlinePass()(model)
     _fix_dimensions(model.graph, sequence_length)
+    _cast_in_place_of_quantising(model.graph)
     lift_constants(model)
     unify_shapes(model)  # knows shapes that the folding below does not
     try:
@@ -64,6 +65,16 @@ def _fix_dimensions(graph: ir.Graph, sequence_length: int) -> None:
     for node in graph.all_nodes():
         for output in node.outputs:
             output.shape = None
+
+
+def _cast_in_place_of_quantising(graph: ir.Graph) -> None:
+    """Replace QuantizeLinear and DequantizeLinear: those of ONNX Runtime's own domain tell no shape, a Cast of each does."""
+    for node in list(graph.all_nodes()):
+        if node.domain == "com.microsoft" and node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.graph is not None:
+            to = ir.DataType.FLOAT if node.op_type == "DequantizeLinear" else ir.DataType.INT32
+            cast = ir.node("Cast", [node.inputs[0]], {"to": to.value}, name=node.name)
+            cast.outputs[0].name = node.outputs[0].name
+            ir.convenience.replace_nodes_and_values(node.graph, node, [node], [cast], node.outputs, cast.outputs)
 
 
 def _graph_macs(graph: ir.Graph) -> int | None:
@@ -139,6 +150,28 @@ def _einsum(node: ir.Node) -> int | None:
     return math.prod(sizes.values())
 
 
+def _attention(node: ir.Node) -> int | None:
+    """Queries with keys, and their weights with values; ONNX Runtime's own Attention projects its input first.
+
+    Sources: https://onnx.ai/onnx/operators/onnx__Attention.html, and com.microsoft.Attention and MultiHeadAttention in
+    https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md
+    """
+    query, second = _shape(node.inputs[0]), _shape(node.inputs[1])
+    if query is None or second is None:
+        return None
+    if node.domain == "com.microsoft" and node.op_type == "Attention":
+        hidden = second[1] // 3
+        return math.prod(query) * second[1] + 2 * query[0] * query[1] ** 2 * hidden if not _has(node, 4) else None
+    if len(query) not in (3, 4) or len(second) not in (3, 4) or _has(node, 4 if node.domain == "" else 6):
+        return None  # packed, or with keys of earlier calls
+    output = _shape(node.outputs[0]) or query
+    return (math.prod(query) + math.prod(output)) * second[-2]
+
+
+def _has(node: ir.Node, position: int) -> bool:
+    return position < len(node.inputs) and node.inputs[position] is not None
+
+
 def _dearer_branch(node: ir.Node) -> int | None:
     counts = [_graph_macs(attribute.as_graph()) for attribute in node.attributes.values()]
     return None if None in counts else max(count or 0 for count in counts)
@@ -154,5 +187,6 @@ _COUNTERS: dict[str, Callable[[ir.Node], int | None]] = {
     "GRU": _recurrent(3),
     "LSTM": _recurrent(4),
     "Einsum": _einsum,
+    **dict.fromkeys(("Attention", "MultiHeadAttention"), _attention),
     "If": _dearer_branch,
 }

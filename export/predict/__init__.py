@@ -6,6 +6,7 @@ from monograph.export.predict.coreml import MLPROGRAM, coreml
 from monograph.export.predict.nnapi import nnapi
 from monograph.export.predict.predict import predict
 from monograph.export.predict.rules import RuleBook
+from monograph.export.predict.work import with_work
 from monograph.export.predict.xnnpack import XNNPACK
 
 RULE_BOOKS: Mapping[str, Callable[[Mapping[str, str]], RuleBook]] = {
@@ -15,4 +16,4 @@ RULE_BOOKS: Mapping[str, Callable[[Mapping[str, str]], RuleBook]] = {
 }
 """By the provider; each is told the provider's options."""
 
-__all__ = ["RULE_BOOKS", "RuleBook", "predict"]
+__all__ = ["RULE_BOOKS", "RuleBook", "predict", "with_work"]

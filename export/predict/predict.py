@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import onnx
-import onnx_ir as ir
-
 from monograph.export.fusion import FUSION_KEY
-from monograph.export.fusion.macs import SEQUENCE_LENGTH, macs_by_node
+from monograph.export.fusion.macs import SEQUENCE_LENGTH
 from monograph.export.fusion.sharing import members_by_output
 from monograph.export.predict.graph import Node, free_dimensions, show
 from monograph.export.predict.partitions import partition
 from monograph.export.predict.quantised import QuantisedNode, quantised_nodes
 from monograph.export.predict.rules import Rule, RuleBook, first_reason
+from monograph.export.predict.work import work_of_nodes
 from monograph.models.onnx_file import OnnxFile
 from monograph.runtime.results import PredictedNode, Prediction
 
@@ -33,7 +31,7 @@ def predict(file: OnnxFile, rules: RuleBook, *, batch_size: int = 1, sequence_le
     free = judge(show(file.path, {}).nodes, rules) if dimensions else reasons
     parts = _partitions(shown.nodes, reasons, rules)
     part_of = {name: index for index, part in enumerate(parts) for name in part}
-    macs = macs_by_node(ir.serde.deserialize_model(_keep_all_rows(shown.proto)), sequence_length=sequence_length)
+    macs = work_of_nodes(shown.proto, sequence_length)
     members = members_by_output(file.path) if FUSION_KEY in file.metadata else {}
     nodes = tuple(
         PredictedNode(
@@ -59,20 +57,6 @@ def predict(file: OnnxFile, rules: RuleBook, *, batch_size: int = 1, sequence_le
         sources=rules.sources,
         notes=rules.notes,
     )
-
-
-def _keep_all_rows(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy in which Compress, by which a cascade picks its hard rows, picks all: so the work has a size."""
-    copied = onnx.ModelProto()
-    copied.CopyFrom(proto)
-    graphs = [copied.graph]
-    for graph in graphs:
-        for node in graph.node:
-            if node.op_type == "Compress" and any(entry.name == "axis" for entry in node.attribute):
-                node.op_type = "Identity"
-                del node.input[1:], node.attribute[:]
-            graphs += [entry.g for entry in node.attribute if entry.HasField("g")]
-    return copied
 
 
 def judge(nodes: Sequence[Node], rules: RuleBook) -> Reasons:

@@ -310,22 +310,15 @@ def measure(
 
 def _show_measurements(measurements: Sequence[Measurement], progress: Progress) -> None:
     """Print a table of what was measured, one of what was asked for beside, and the notes."""
-    from monograph.pipelines.report import Contender, contender_table, prediction_table
-    from monograph.pipelines.report.extras import extra_tables
-    from monograph.pipelines.report.scorecard import scorecard_tables
+    from monograph.pipelines.report import Contender, contender_table, terminal_tables
     from monograph.runtime.results import Evidence
 
     console = Console()
     ran = [Contender(one.model, "member", one) for one in measurements if one.evidence is not Evidence.PREDICTED]
     if ran:
         console.print(contender_table(ran))
-    for table in scorecard_tables(measurements):
+    for table in terminal_tables(measurements):
         console.print(table)
-    extras = extra_tables(measurements)
-    if extras is not None:
-        console.print(extras)
-    if any(one.prediction for one in measurements):
-        console.print(prediction_table(measurements))
     for note in dict.fromkeys(note for one in measurements for note in (*one.assumed, *one.warnings)):
         progress.note(note)
 

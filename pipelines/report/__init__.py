@@ -10,8 +10,8 @@ from monograph.pipelines.report.model import (
     Role,
     TrainingCurve,
 )
-from monograph.pipelines.report.prediction import prediction_table
 from monograph.pipelines.report.render import write_report
+from monograph.pipelines.report.sections import terminal_tables
 from monograph.pipelines.report.terminal import contender_table
 
 __all__ = [
@@ -24,6 +24,6 @@ __all__ = [
     "Role",
     "TrainingCurve",
     "contender_table",
-    "prediction_table",
+    "terminal_tables",
     "write_report",
 ]

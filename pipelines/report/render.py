@@ -16,7 +16,7 @@ from monograph.pipelines.report import formats, view
 from monograph.pipelines.report.headline import findings, headline
 from monograph.pipelines.report.model import Contender, Report, by_target
 from monograph.pipelines.report.plots import accuracy_latency_svg, latency_distribution_svg, throughput_svg
-from monograph.pipelines.report.scorecard import grids
+from monograph.pipelines.report.sections import page_sections
 from monograph.pipelines.report.training_plot import training_svg
 
 _WIDE_PX, _NARROW_PX = 960, 350
@@ -71,7 +71,7 @@ def render_html(report: Report) -> str:
         ratio_one=ratio_one,
         weight_spans=view.weight_spans(report.fusion) if report.fusion and report.fusion.members else [],
         training=_plot(training_svg, report.curves, "training") if _has_curves(report) else None,
-        grids=list(grids([one.measurement for one in report.contenders])),
+        sections=page_sections([one.measurement for one in report.contenders]),
         machines=view.machines(report.contenders),
         warnings=view.warnings_by_text(report.contenders),
         record=view.record_json(report),

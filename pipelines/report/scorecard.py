@@ -1,49 +1,21 @@
-"""Metrics, slices and the parity matrix: as tables for a terminal, and as cells for the page."""
+"""Metrics, slices and the parity matrix as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from monograph.pipelines.report.formats import MISSING, scientific, significant
+from monograph.pipelines.report.grid import Grid
 from monograph.runtime.results import Measurement, Score
 
 _MOST_CLASSES_SHOWN = 30
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table as text: the first column names things, the others are figures."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-
-
-def grids(measurements: Sequence[Measurement]) -> Iterator[Grid]:
+def score_grids(measurements: Sequence[Measurement]) -> Iterator[Grid]:
     """Yield what was scored beside the main figures of a classifier: all metrics, classes, slices, then the parity matrix."""
     for one in measurements:
         yield from _scorecard_grids(one)
     yield from _parity_grid(measurements)
-
-
-def scorecard_tables(measurements: Sequence[Measurement]) -> Iterator[Table]:
-    """Yield the same as tables for a terminal."""
-    for grid in grids(measurements):
-        table = Table(
-            title=Text(grid.title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, caption=grid.note or None
-        )
-        table.add_column(grid.headings[0], overflow="fold")
-        for heading in grid.headings[1:]:
-            table.add_column(heading, justify="right", overflow="fold")
-        for row in grid.rows:
-            table.add_row(*map(Text, row))
-        yield table
 
 
 def _scorecard_grids(one: Measurement) -> Iterator[Grid]:
@@ -51,7 +23,12 @@ def _scorecard_grids(one: Measurement) -> Iterator[Grid]:
     if card is None:
         return
     if card.task != "classification":
-        yield Grid(f"{where}: {card.task}, {card.row_count:,} rows", ("metric", "value", "note"), _metric_rows(card.scores))
+        yield Grid(
+            f"{where}: {card.task}, {card.row_count:,} rows",
+            ("metric", "value", "note"),
+            _metric_rows(card.scores),
+            words=("note",),
+        )
     if 0 < len(card.classes) <= _MOST_CLASSES_SHOWN:
         names = tuple(card.classes[0].scores)
         rows = tuple((each.name, *_cells(each.scores, names), f"{each.row_count:,}") for each in card.classes)
@@ -82,7 +59,8 @@ def _parity_grid(measurements: Sequence[Measurement]) -> Iterator[Grid]:
     )
     if rows:
         headings = ("target", "against", "max abs error", "relative", "cosine", "same top-1", "rows")
-        yield Grid("parity matrix", headings, rows, "relative: to the largest absolute output of the reference")
+        note = "relative: to the largest absolute output of the reference"
+        yield Grid("parity matrix", headings, rows, note, words=("against",))
 
 
 def _error_text(error: float | None) -> str:

@@ -139,5 +139,6 @@ ARM64 = Target(
     Evidence.SIMULATED,
     _probe,
     run=_run,
+    call=None,
     install=lambda: str(install().folder),
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from monograph.runtime.job import Job, RawRun, run_in_process
+from monograph.runtime.job import Job, RawRun, call_in_process, run_in_process
 from monograph.runtime.results import Evidence
 from monograph.runtime.session import available_providers
 from monograph.runtime.session_spec import SessionSpec
@@ -29,6 +29,7 @@ def predicted_target(name: str, title: str, provider: str, where: str, options: 
         lambda: Availability(True, detail),
         session=SessionSpec(provider, options=dict(options or {})),
         run=run_in_process if is_here else run_nothing,
+        call=call_in_process if is_here else None,
     )
 
 

@@ -26,15 +26,17 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
+import numpy.typing as npt
 
 import monograph
 from monograph.errors import ConfigError, WorkerError
-from monograph.runtime.job import Job, RawRun, raw_run_of, request_of
+from monograph.runtime.job import TIME_AND_RUN, Job, RawRun, raw_run_of, request_of
 from monograph.runtime.process import answer_of
 from monograph.runtime.results import Environment, Evidence
 from monograph.runtime.runner import OUTPUTS_FILE, ROWS_FILE
 from monograph.runtime.targets.target import Availability, Target
 
+Array = npt.NDArray[Any]
 SCHEME = "ssh://"
 COMMAND_VARIABLE = "MONOGRAPH_SSH_COMMAND"
 """What to call in place of ``ssh``, with its options: ``ssh -F boards.config`` for example."""
@@ -116,6 +118,7 @@ def ssh_target(name: str) -> Target:
         Evidence.DEVICE,
         partial(_probe, address),
         run=partial(_run, address),
+        call=partial(_call, address),
     )
 
 
@@ -171,30 +174,44 @@ def _ask(address: Address) -> Availability | dict[str, Any]:
 
 
 def _run(address: Address, job: Job) -> RawRun:
-    model = job.contender.path
-    if model is None:
-        raise ConfigError(f"{job.contender.name} is no ONNX file: only one can be sent to {address.host}")
-    facts = _ask(address)
-    if isinstance(facts, Availability):
-        raise ConfigError(f"target ssh://{address.host}/cpu is not here: {facts.describe()}")
+    facts = _facts(address)
     cores = facts["usable_cores"]
     threads = job.settings.threads or cores
-    job = replace(job, settings=replace(job.settings, threads=threads))
-    with tempfile.TemporaryDirectory(prefix="monograph-ssh-") as name:
-        sent, back = Path(name) / "sent.tar.gz", Path(name) / "back"
-        _pack(job, model, sent)
-        archive = _exchange(address, sent)
-        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(back, filter="data")
-        outputs_file = back / OUTPUTS_FILE
-        outputs = np.load(outputs_file, allow_pickle=False) if outputs_file.exists() else None
-        raw = answer_of((back / _RESULT).read_text(encoding="utf-8"))
+    raw, outputs = _call_there(address, TIME_AND_RUN, replace(job, settings=replace(job.settings, threads=threads)))
     warnings = (f"{threads} threads on {cores} usable cores: they wait for one another",) if threads > cores else ()
     node = facts.pop("node")
     facts["packages"] |= {"monograph": monograph.__version__}
     environment = Environment(**facts, threads=threads, spinning=job.settings.spinning)
     device = _device(facts | {"node": node})
     return replace(raw_run_of(raw, outputs), device=device, environment=environment, warnings=warnings)
+
+
+def _call(address: Address, function: str, job: Job) -> Any:
+    threads = job.settings.threads or _facts(address)["usable_cores"]
+    return _call_there(address, function, replace(job, settings=replace(job.settings, threads=threads)))[0]
+
+
+def _facts(address: Address) -> dict[str, Any]:
+    facts = _ask(address)
+    if isinstance(facts, Availability):
+        raise ConfigError(f"target ssh://{address.host}/cpu is not here: {facts.describe()}")
+    return facts
+
+
+def _call_there(address: Address, function: str, job: Job) -> tuple[Any, Array | None]:
+    """Call a function of the measuring process there; return what it returns, and the outputs where it wrote any."""
+    model = job.contender.path
+    if model is None:
+        raise ConfigError(f"{job.contender.name} is no ONNX file: only one can be sent to {address.host}")
+    with tempfile.TemporaryDirectory(prefix="monograph-ssh-") as name:
+        sent, back = Path(name) / "sent.tar.gz", Path(name) / "back"
+        _pack(function, job, model, sent)
+        archive = _exchange(address, sent)
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            tar.extractall(back, filter="data")
+        outputs_file = back / OUTPUTS_FILE
+        outputs = np.load(outputs_file, allow_pickle=False) if outputs_file.exists() else None
+        return answer_of((back / _RESULT).read_text(encoding="utf-8")), outputs
 
 
 def _exchange(address: Address, sent: Path) -> bytes:
@@ -233,14 +250,14 @@ def _send(sent: Path, ssh: subprocess.Popen[bytes]) -> None:
         ssh.stdin.flush()
 
 
-def _pack(job: Job, model: Path, sent: Path) -> None:
+def _pack(function: str, job: Job, model: Path, sent: Path) -> None:
     """Write the archive: monograph, the model with its external data, the rows and the request, all by relative names."""
     from monograph.models.onnx_file import model_files  # needs onnx, which who only lists targets need not wait for
 
     here = Path(monograph.__file__).parent
     arguments = dict(job.contender.loader_arguments) | {"path": f"{_MODELS}/{model.name}"}
     contender = replace(job.contender, loader_arguments=arguments)
-    request = request_of(replace(job, contender=contender), Path())
+    request = request_of(function, replace(job, contender=contender), Path())
     request["result_path"] = _RESULT
     with tarfile.open(sent, "w:gz", compresslevel=1, dereference=True) as tar:
         _add_files(tar, here, sorted(here.glob("*.py")), "monograph")

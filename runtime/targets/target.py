@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from monograph.runtime.job import Job, RawRun, run_in_process
+from monograph.runtime.job import Job, RawRun, call_in_process, run_in_process
 from monograph.runtime.provider_options import check_options
 from monograph.runtime.results import Evidence
 from monograph.runtime.session_spec import SessionSpec
@@ -45,6 +46,9 @@ class Target:
     """How a session is opened, where it runs in a session of ONNX Runtime's Python package."""
     run: Callable[[Job], RawRun] = run_in_process
     """Load, time, run all rows, and tell what ran where; raises MonographError."""
+    call: Callable[[str, Job], Any] | None = call_in_process
+    """Call a function of :mod:`monograph.runtime.extra_runs` where the target is, for what is measured beside the timing; None
+    where there is no Python that could."""
     lowering: str | None = None
     """What a model has to become first: a name in ``export.lowering.LOWERINGS``."""
     install: Callable[[], str] | None = None
@@ -68,6 +72,11 @@ class Target:
         """
         check_options(self.provider, options)
         return replace(self, session=replace(self.session, options={**self.session.options, **options}))
+
+    @property
+    def evidence_here(self) -> Evidence:
+        """What a figure is worth with what was found here."""
+        return self.probe().evidence or self.evidence
 
     @property
     def gives_latency(self) -> bool:

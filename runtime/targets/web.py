@@ -189,6 +189,7 @@ WEB_WASM = Target(
     Evidence.EXECUTED,
     _probe,
     run=partial(run_in_browser, kind="wasm"),
+    call=None,
     install=install_library,
 )
 WEB_WEBGPU = Target(
@@ -198,5 +199,6 @@ WEB_WEBGPU = Target(
     Evidence.SIMULATED,
     _probe,
     run=partial(run_in_browser, kind="webgpu"),
+    call=None,
     install=install_library,
 )

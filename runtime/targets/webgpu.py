@@ -10,14 +10,17 @@ import ctypes.util
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
 from monograph.errors import MonographError
-from monograph.runtime.job import Job, RawRun, run_in_process
+from monograph.runtime.job import Job, RawRun, call_in_process, run_in_process
 from monograph.runtime.process import Launcher, call_in_fresh_process
 from monograph.runtime.results import Evidence
 from monograph.runtime.session_spec import SessionSpec
@@ -85,15 +88,26 @@ def _device_name(launcher: Launcher) -> str | None:
 
 
 def _run(job: Job) -> RawRun:
-    """Run with the adapter that there is, one process at a time: two at once crash."""
-    adapter = find_adapter()
-    assert adapter is not None
-    user = os.getuid() if hasattr(os, "getuid") else "user"  # on Windows the folder is the user's own
-    with FileLock(Path(tempfile.gettempdir()) / f"monograph-webgpu-{user}.lock"):
+    with _adapter_alone() as adapter:
         if adapter.is_software:
             job = replace(job, settings=job.settings.without_latency())
         raw = run_in_process(job, Launcher(environment=adapter.environment))
     return replace(raw, evidence=Evidence.SIMULATED if adapter.is_software else Evidence.EXECUTED, device=adapter.name)
 
 
-WEBGPU = Target("webgpu", "a GPU, by WebGPU", _PROVIDER, Evidence.EXECUTED, _probe, session=_SPEC, run=_run)
+def _call(function: str, job: Job) -> Any:
+    with _adapter_alone() as adapter:
+        return call_in_process(function, job, Launcher(environment=adapter.environment))
+
+
+@contextmanager
+def _adapter_alone() -> Iterator[Adapter]:
+    """Yield the adapter that there is, to one process at a time: two at once crash."""
+    adapter = find_adapter()
+    assert adapter is not None
+    user = os.getuid() if hasattr(os, "getuid") else "user"  # on Windows the folder is the user's own
+    with FileLock(Path(tempfile.gettempdir()) / f"monograph-webgpu-{user}.lock"):
+        yield adapter
+
+
+WEBGPU = Target("webgpu", "a GPU, by WebGPU", _PROVIDER, Evidence.EXECUTED, _probe, session=_SPEC, run=_run, call=_call)

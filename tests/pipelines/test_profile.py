@@ -51,7 +51,7 @@ def test_the_command_line_asks_for_all(fused: Path):
     assert table.exit_code == 0
     assert "200/s constant, 2 threads" in table.stdout
     assert "with a rate, latency counts from the intended arrival" in table.stdout
-    assert "where the time of fused goes on cpu, batch 1" in table.stdout
+    assert "fused on cpu, batch 1: time by members" in table.stdout
     (record,) = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert record["load"]["rate_per_s"] == 200
     assert len(record["load"]["latency_ns"]) == 40

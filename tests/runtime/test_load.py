@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from monograph.errors import ConfigError, MonographError
+from monograph.runtime.extras import check_extras, possible_extras
 from monograph.runtime.latency import load_warnings, summarise_load
 from monograph.runtime.load import LoadSpec, RawLoad, intended_times_ns, run_load
 from monograph.runtime.measure import Contender, Settings, measure
+from monograph.runtime.results import Evidence
 from monograph.runtime.statistics import batched_quantile_interval, quantile_interval
 from monograph.runtime.targets import find_target
 from monograph.runtime.timing import TimingRule
@@ -167,6 +169,22 @@ def test_a_model_under_load(classifier: Callable[..., Path], contender: Callable
 def test_a_target_without_a_session_here_refuses_before_measuring(
     classifier: Callable[..., Path], contender: Callable[[Path], Contender], quick: Settings
 ):
-    elsewhere = replace(find_target("cpu"), name="board", run=lambda job: pytest.fail("nothing is to be measured"))
-    with pytest.raises(ConfigError, match="target board cannot do --rate or --concurrency: they need hardware"):
+    elsewhere = replace(find_target("cpu"), name="board", run=lambda job: pytest.fail("nothing is to be measured"), call=None)
+    with pytest.raises(ConfigError, match="board cannot do --rate or --concurrency: they need hardware"):
         measure(contender(classifier()), elsewhere, None, replace(quick, load=LoadSpec()))
+
+
+def test_what_one_target_cannot_do_is_a_warning_where_another_can(quick: Settings):
+    cpu = find_target("cpu")
+    browser, emulator = replace(cpu, name="browser", call=None), replace(cpu, name="emulator", evidence=Evidence.SIMULATED)
+    wanted = replace(quick, load=LoadSpec(), profile=True)
+    check_extras([browser, cpu], wanted)
+    assert possible_extras(cpu, wanted) == (wanted, [])
+    assert possible_extras(browser, wanted) == (
+        quick,
+        ["browser: no --rate or --concurrency, --profile there, it runs no Python"],
+    )
+    told = ["emulator: no --rate or --concurrency, --profile there, its times are no latency"]
+    assert possible_extras(emulator, wanted) == (quick, told)
+    with pytest.raises(ConfigError, match="browser, emulator cannot do --rate or --concurrency, --profile"):
+        check_extras([browser, emulator], wanted)

@@ -23,6 +23,7 @@ from monograph.errors import ConfigError, SourceError, WorkerError
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import read_onnx
 from monograph.runtime.job import Contender, Job, Settings
+from monograph.runtime.load import LoadSpec
 from monograph.runtime.measure import measure, onnx_contender
 from monograph.runtime.results import Evidence
 from monograph.runtime.targets import find_target
@@ -141,6 +142,17 @@ def test_a_measurement_there(
     assert socket.gethostname() in result.device
     assert result.environment.packages["onnxruntime"] == ort.__version__
     assert result.environment.threads == 1
+    assert folders_left(tmp_path) == []
+
+
+@needs_sshd
+@pytest.mark.slow
+def test_load_and_profile_are_measured_there(target_name: str, classifier: Callable[..., Path], quick: Settings, tmp_path: Path):
+    settings = dataclasses.replace(quick, load=LoadSpec(2), profile=True)
+    result = measure(contender_on(target_name, classifier()), find_target(target_name), None, settings)
+    assert result.load.run_count >= 40
+    assert [share.name for share in result.profile.by_provider] == ["CPUExecutionProvider"]
+    assert len((tmp_path / "there" / "folders").read_text().splitlines()) >= 4, "a process for each"
     assert folders_left(tmp_path) == []
 
 

@@ -12,7 +12,7 @@ from monograph.export.fusion.macs import count_macs
 from monograph.models.onnx_file import OnnxFile
 
 Write = Callable[..., OnnxFile]
-OPSET = '<ir_version: 8, opset_import: ["": 20]>'
+OPSET = '<ir_version: 8, opset_import: ["": 20, "com.microsoft": 1]>'
 
 
 def ones(*shape: int) -> np.ndarray:
@@ -28,6 +28,28 @@ def ones(*shape: int) -> np.ndarray:
             {"w": ones(6, 2, 3, 3)},
             6 * 8 * 8 * 2 * 9 + 6 * 8 * 8 * 8,
             id="grouped convolution and a product of activations",
+        ),
+        pytest.param(
+            """g (float[batch, 7, 12] x) => (float[batch, 7, 12] y)
+            { y = com.microsoft.Attention<num_heads = 3>(x, w, b) }""",
+            {"w": ones(12, 36), "b": ones(36)},
+            7 * 12 * 36 + 2 * 7 * 7 * 12,
+            id="attention with its projections",
+        ),
+        pytest.param(
+            """g (float[batch, 7, 12] x, float[batch, 5, 12] k) => (float[batch, 7, 12] y)
+            { y = com.microsoft.MultiHeadAttention<num_heads = 3>(x, k, k) }""",
+            {},
+            2 * 7 * 5 * 12,
+            id="attention to another sequence",
+        ),
+        pytest.param(
+            """g (float[batch, 4, 5, 5] x) => (float[batch, 6, 3, 3] y) {
+            q = com.microsoft.QuantizeLinear(x, scale, zero) d = com.microsoft.DequantizeLinear(q, scale, zero)
+            y = Conv<kernel_shape = [3, 3]>(d, w) }""",
+            {"w": ones(6, 4, 3, 3), "scale": np.float32(0.1), "zero": np.uint16(0)},
+            6 * 9 * 4 * 9,
+            id="quantised to 16 bits in a domain that tells no shapes",
         ),
         pytest.param(
             "g (float[batch, 4, 5, 5] x) => (float[batch, 3, 10, 10] y) { y = ConvTranspose<strides = [2, 2]>(x, w) }",
