@@ -10,6 +10,7 @@ import numpy as np
 
 from monograph.errors import ConfigError
 from monograph.export.lowering import (
+    SESSIONS,
     AgreementBound,
     Lowered,
     find_lowering,
@@ -17,6 +18,7 @@ from monograph.export.lowering import (
     lower,
     lowered_contract,
     lowering_of,
+    split_cascade,
 )
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
@@ -54,8 +56,8 @@ def lower_model(
 
     Args:
         model: an ONNX file.
-        path: the file to write.
-        to: a name in ``LOWERINGS``.
+        path: the file to write; the folder, for ``sessions``.
+        to: a name in ``LOWERINGS``, or ``sessions``: a cascade as one file a stage.
         calibration: DATA of the model's own domain, without labels or with; random rows where there are none. A quarter of
             its rows, at most 256, is held out to prove agreement on.
         batch_size: of lowerings that fix sizes.
@@ -72,7 +74,11 @@ def lower_model(
     source = parse_source(str(model))
     if source.scheme is not Scheme.ONNX:
         raise ConfigError(f"{model} is no ONNX file: export it first, monograph export {model} -o {source.name}.onnx")
-    lowering, file = find_lowering(to), read_onnx(source.path)
+    file = read_onnx(source.path)
+    if to == SESSIONS:
+        rows = _calibration_rows(as_data_spec(calibration), file.contract, file)[0]
+        return split_cascade(file, path, rows=rows)
+    lowering = find_lowering(to)
     contract = lowered_contract(lowering, file.contract, batch_size, sizes)
     calibrating, held_out = _calibration_rows(as_data_spec(calibration), contract, file)
     return lower(

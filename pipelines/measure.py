@@ -33,6 +33,7 @@ from monograph.runtime.load import LoadSpec
 from monograph.runtime.loadgen import LoadgenSpec
 from monograph.runtime.measure import BATCH_SIZES, Settings, measure, onnx_contender
 from monograph.runtime.results import Measurement
+from monograph.runtime.staged import is_staged, read_staged
 from monograph.runtime.targets import Target, find_target
 from monograph.runtime.timing import TimingRule
 
@@ -96,6 +97,8 @@ def measure_models(
     spec = as_data_spec(data)
     settings = Settings(tuple(batch_sizes), threads, spinning, rule or TimingRule(), allow_fallback, load, loadgen, profile)
     check_extras([target for target in targets if target.name in on], settings)
+    if profile and (folders := [file.path for file in files if file.path.is_dir()]):
+        raise ConfigError(f"--profile tells the time in one session, and {folders[0]} has several: profile a stage")
     lower = partial(_measure_lowered, data=spec, calibration=as_data_spec(calibration))
     measurements: list[Measurement] = []
     with ExitStack() as opened:
@@ -211,6 +214,8 @@ def _with_prediction(measurement: Measurement, file: OnnxFile, target: Target, b
     """Add what the rules of the target's provider say, where there are rules for it."""
     if target.provider not in RULE_BOOKS:
         return measurement
+    if file.path.is_dir():
+        raise ConfigError(f"{file.path} is a cascade in stages: predict each, --on {target.name} {file.path}/stage-1.onnx")
     rules = RULE_BOOKS[target.provider](target.session.options)
     prediction = predict(file, rules, batch_size=batch_size)
     warnings = list(measurement.warnings)
@@ -224,6 +229,8 @@ def _with_prediction(measurement: Measurement, file: OnnxFile, target: Target, b
 
 
 def _onnx(model: str) -> OnnxFile:
+    if is_staged(Path(model)):
+        return read_staged(Path(model))
     source = parse_source(model)
     if source.scheme is not Scheme.ONNX:
         raise ConfigError(f"{model} is no ONNX file: export it first, monograph export {model} -o {source.name}.onnx")

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from monograph.errors import ConfigError
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
+from monograph.runtime import staged
 from monograph.runtime.environment import describe_environment, environment_doubts, environment_warnings, look_before
 from monograph.runtime.extras import Extras, check_extras, measure_extras
 from monograph.runtime.job import BATCH_SIZES, Contender, Job, RawRun, Settings, run_in_process
@@ -34,9 +35,10 @@ __all__ = ["BATCH_SIZES", "Contender", "Settings", "measure", "onnx_contender", 
 
 
 def onnx_contender(name: str, path: Path, contract: Contract, sha256: str, size_bytes: int, target: Target) -> Contender:
-    """Return the contender that runs one ONNX file by ``target``'s provider."""
+    """Return the contender that runs one ONNX file, or a cascade in stages, by ``target``'s provider."""
     arguments = {"path": str(path.absolute()), "spec": asdict(target.session)}
-    return Contender(name, "monograph.runtime.runner:load_onnx", arguments, contract, sha256, size_bytes, path.absolute())
+    loader = staged.LOADER if path.is_dir() else "monograph.runtime.runner:load_onnx"
+    return Contender(name, loader, arguments, contract, sha256, size_bytes, path.absolute())
 
 
 def measure(

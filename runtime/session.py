@@ -82,6 +82,12 @@ class Session:
         self.output_names: list[str] = [output.name for output in ort_session.get_outputs()]
 
     @property
+    def batch_size(self) -> int | None:
+        """The fixed size of the first input's first axis; None where it is free."""
+        shape = self.ort_session.get_inputs()[0].shape
+        return shape[0] if shape and isinstance(shape[0], int) else None
+
+    @property
     def metadata(self) -> dict[str, str]:
         """What the file says of itself, by key: ``monograph.contract`` for example."""
         return dict(self.ort_session.get_modelmeta().custom_metadata_map)

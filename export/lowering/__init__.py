@@ -9,6 +9,7 @@ from monograph.export.lowering.lowering import LOWERING_KEY, Lowered, Lowering, 
 from monograph.export.lowering.qdq_htp import QDQ_HTP, QDQ_HTP_INT8
 from monograph.export.lowering.qdq_int8 import QDQ_INT8
 from monograph.export.lowering.qnn_context import QNN_CONTEXT
+from monograph.export.lowering.sessions import SESSIONS, split_cascade
 from monograph.export.lowering.static import STATIC_BATCH
 
 LOWERINGS: dict[str, Lowering] = {
@@ -23,11 +24,11 @@ def find_lowering(name: str) -> Lowering:
         ConfigError: there is no such lowering.
     """
     if name not in LOWERINGS:
-        raise ConfigError(f"unknown lowering {name!r}: choose from {', '.join(LOWERINGS)}")
+        raise ConfigError(f"unknown lowering {name!r}: choose from {', '.join([*LOWERINGS, SESSIONS])}")
     return LOWERINGS[name]
 
 
 __all__ = [
-    "LOWERINGS", "LOWERING_KEY", "Agreement", "AgreementBound", "Lowered", "Lowering", "find_lowering", "is_quantised", "lower",
-    "lowered_contract", "lowering_of",
+    "LOWERINGS", "LOWERING_KEY", "SESSIONS", "Agreement", "AgreementBound", "Lowered", "Lowering", "find_lowering",
+    "is_quantised", "lower", "lowered_contract", "lowering_of", "split_cascade",
 ]  # fmt: skip

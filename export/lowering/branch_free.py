@@ -6,6 +6,7 @@ the worst case's cost.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,22 @@ def _convert(job: LoweringJob) -> Path:
     return path
 
 
-def remove_branches(model: ir.Model, name: str) -> None:
-    """Rewrite a cascade in place so that all rows go through all members.
+@dataclass(frozen=True)
+class Boundary:
+    """Where one stage of a cascade ends and the next begins, in the graph without branches."""
+
+    hard: ir.Value
+    """bool [b]: the rows that go on."""
+    answer: ir.Value
+    """What the rows that do not go on get."""
+    later: ir.Value
+    """What those that do get from the later stages."""
+    carried: tuple[ir.Value, ...]
+    """What the later stages take beside the model's inputs."""
+
+
+def remove_branches(model: ir.Model, name: str) -> list[Boundary]:
+    """Rewrite a cascade in place so that all rows go through all members; return where its stages meet, in order.
 
     ``Compress(x, hard)`` becomes x, and ``ScatterND(answer, positions of hard, later)`` becomes
     ``Where(hard, later, answer)``; what the branches held stands in the main graph.
@@ -38,14 +53,15 @@ def remove_branches(model: ir.Model, name: str) -> None:
     guards = [node for node in model.graph if node.op_type == "If" and node.domain == ""]
     if not guards:
         raise FusionError(f"{name} has no branch: only a cascade, made by `monograph fuse --cascade`, can be made branch-free")
+    boundaries = []
     while guards:
-        for guard in guards:
-            _inline(guard, model.graph, name)
+        boundaries += [_inline(guard, model.graph, name) for guard in guards]
         guards = [node for node in model.graph if node.op_type == "If" and node.domain == ""]
     RemoveUnusedNodesPass()(model)
+    return boundaries
 
 
-def _inline(guard: ir.Node, graph: ir.Graph, name: str) -> None:
+def _inline(guard: ir.Node, graph: ir.Graph, name: str) -> Boundary:
     """Put the nodes of the branch of hard rows in the place of ``guard``."""
     hard_branch, easy_branch = (guard.attributes[key].as_graph() for key in ("then_branch", "else_branch"))
     scatter = hard_branch.outputs[0].producer()
@@ -68,16 +84,23 @@ def _inline(guard: ir.Node, graph: ir.Graph, name: str) -> None:
     nodes = list(hard_branch)
     hard_branch.remove(nodes)
     graph.insert_before(guard, nodes)
+    carried: dict[ir.Value, None] = {}
     for node in nodes:
         if node.op_type == "Compress" and node.inputs[1] is hard and node.inputs[0] is not None:
             node.outputs[0].replace_all_uses_with(node.inputs[0])
+            if not node.inputs[0].is_graph_input():
+                carried[node.inputs[0]] = None
     answer, _, later = scatter.inputs
+    assert hard is not None
+    assert answer is not None
+    assert later is not None
     chosen = _emit_choice(graph, guard, hard, later, answer)
     out = guard.outputs[0]
     chosen.type, chosen.shape, label = out.type, out.shape, out.name
     out.replace_all_uses_with(chosen, replace_graph_outputs=True)
     graph.remove(guard, safe=True)
     chosen.name = label
+    return Boundary(hard, answer, later, tuple(carried))
 
 
 def _condition(scatter: ir.Node) -> ir.Value | None:
@@ -91,9 +114,7 @@ def _condition(scatter: ir.Node) -> ir.Value | None:
     return value
 
 
-def _emit_choice(
-    graph: ir.Graph, guard: ir.Node, hard: ir.Value | None, later: ir.Value | None, answer: ir.Value | None
-) -> ir.Value:
+def _emit_choice(graph: ir.Graph, guard: ir.Node, hard: ir.Value, later: ir.Value, answer: ir.Value) -> ir.Value:
     prefix = f"{guard.name}/choice"
     axes = ir.tensor(np.array([1], np.int64), name=f"{prefix}/axes")
     axes_value = ir.Value(name=axes.name, const_value=axes, type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([1]))

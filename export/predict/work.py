@@ -27,7 +27,7 @@ def work_of_nodes(proto: onnx.ModelProto, sequence_length: int = SEQUENCE_LENGTH
 
 def with_work(placement: Sequence[Placed], file: OnnxFile) -> tuple[Placed, ...]:
     """Return what each provider ran with its multiply-accumulates, where the nodes that have any can be told by their names."""
-    if file.size_bytes > LARGEST_INLINE_BYTES:  # counting would load it once more
+    if file.size_bytes > LARGEST_INLINE_BYTES or file.path.is_dir():  # counting would load it once more
         return tuple(placement)
     shown = _shown(file.path, file.sha256)
     if shown is None:

@@ -23,11 +23,12 @@ from monograph.pipelines.progress import Progress
 
 def lower(
     model: Annotated[Path, typer.Argument(help="An ONNX file.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write; for `sessions` the folder.")],
     to: Annotated[
         str,
         typer.Option(
-            help="`static-batch`, `qdq-htp`, `qdq-htp-int8`, `qnn-context`, `qdq-int8`, `fp16`; for a cascade `branch-free`."
+            help="`static-batch`, `qdq-htp`, `qdq-htp-int8`, `qnn-context`, `qdq-int8` or `fp16`; for a cascade `branch-free` or "
+            "`sessions`."
         ),
     ],
     calibration: Annotated[

@@ -253,6 +253,7 @@ def _send(sent: Path, ssh: subprocess.Popen[bytes]) -> None:
 def _pack(function: str, job: Job, model: Path, sent: Path) -> None:
     """Write the archive: monograph, the model with its external data, the rows and the request, all by relative names."""
     from monograph.models.onnx_file import model_files  # needs onnx, which who only lists targets need not wait for
+    from monograph.runtime.staged import staged_files
 
     here = Path(monograph.__file__).parent
     arguments = dict(job.contender.loader_arguments) | {"path": f"{_MODELS}/{model.name}"}
@@ -263,9 +264,11 @@ def _pack(function: str, job: Job, model: Path, sent: Path) -> None:
         _add_files(tar, here, sorted(here.glob("*.py")), "monograph")
         for folder in _TRAVELS:
             _add_files(tar, here / folder, sorted((here / folder).rglob("*.py")), f"monograph/{folder}")
-        folder_of_model = model.absolute().parent.resolve()
-        tar.add(model, f"{_MODELS}/{model.name}")
-        _add_files(tar, folder_of_model, model_files(model)[1:], _MODELS)
+        if model.is_dir():
+            _add_files(tar, model.resolve(), [file.resolve() for file in staged_files(model)], f"{_MODELS}/{model.name}")
+        else:
+            tar.add(model, f"{_MODELS}/{model.name}")
+            _add_files(tar, model.absolute().parent.resolve(), model_files(model)[1:], _MODELS)
         with tempfile.TemporaryDirectory(prefix="monograph-rows-") as name:
             rows_file, request_file = Path(name) / ROWS_FILE, Path(name) / _REQUEST
             if job.rows is not None:

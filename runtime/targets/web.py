@@ -148,8 +148,8 @@ def _model_files(job: Job) -> dict[str, Any]:
     from monograph.models.onnx_file import external_data_files  # slow to import, and a listing of targets does not need it
 
     path = job.contender.path
-    if path is None:
-        raise ConfigError(f"{job.contender.name} is no ONNX file, and a browser runs nothing else")
+    if path is None or path.is_dir():
+        raise ConfigError(f"{job.contender.name} is no ONNX file, and a browser is sent nothing else: measure one stage")
     return {"model": str(path), "external_data": {key: str(file) for key, file in external_data_files(path).items()}}
 
 

@@ -26,6 +26,7 @@ from monograph.runtime.job import Contender, Job, Settings
 from monograph.runtime.load import LoadSpec
 from monograph.runtime.measure import measure, onnx_contender
 from monograph.runtime.results import Evidence
+from monograph.runtime.staged import PLAN_FILE, Stage, StagedPlan, read_staged
 from monograph.runtime.targets import find_target
 from monograph.runtime.targets.ssh import COMMAND_VARIABLE, parse_address
 
@@ -153,6 +154,22 @@ def test_load_and_profile_are_measured_there(target_name: str, classifier: Calla
     assert result.load.run_count >= 40
     assert [share.name for share in result.profile.by_provider] == ["CPUExecutionProvider"]
     assert len((tmp_path / "there" / "folders").read_text().splitlines()) >= 4, "a process for each"
+    assert folders_left(tmp_path) == []
+
+
+@needs_sshd
+@pytest.mark.slow
+def test_a_cascade_in_stages_travels(target_name: str, classifier: Callable[..., Path], quick: Settings, tmp_path: Path):
+    folder = tmp_path / "staged"
+    folder.mkdir()
+    shutil.copy(classifier(), folder / "stage-1.onnx")
+    contract = read_onnx(folder / "stage-1.onnx").contract
+    (folder / PLAN_FILE).write_text(StagedPlan(contract, (Stage("stage-1.onnx", ("x",), "logits", None),)).to_json())
+    file = read_staged(folder)
+    made = onnx_contender("staged", folder, file.contract, file.sha256, file.size_bytes, find_target(target_name))
+    result = measure(made, find_target(target_name), None, quick)
+    assert result.evidence is Evidence.DEVICE
+    assert result.placement[0].nodes[0].startswith("stage-1/")
     assert folders_left(tmp_path) == []
 
 
