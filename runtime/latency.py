@@ -37,6 +37,8 @@ def summarise_latency(raw: RawTiming) -> Latency:
         p50_s=p50,
         p90_s=p90,
         p99_s=p99,
+        device_p50_s=_quantile_s(raw.device_ns, 0.5) if raw.device_ns else None,
+        device_ns=raw.device_ns,
     )
 
 

@@ -100,6 +100,7 @@ def measure(
         throughput=tuple(map(summarise_throughput, run.timings)) if is_timed else (),
         placement=run.placement,
         device=run.device or here.detail,
+        provider_options=dict(target.session.options),
         emulation_s=_median_s(run.timings) if not is_timed else None,
         peak_memory_bytes=run.peak_memory_bytes,
         assumed=(*contender.contract.assumed, *(rows.assumed if rows is not None else ())),

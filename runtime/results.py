@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -138,6 +138,10 @@ class Latency:
     """None where there were too few runs for a finite interval."""
     warmup_ns: tuple[int, ...] = ()
     """Raw too: what came before the change point after which the speed stayed what it was at the end."""
+    device_p50_s: Interval | None = None
+    """Of the work on the device alone, between two events on its stream; None where no such clock was asked."""
+    device_ns: tuple[int, ...] = ()
+    """Raw, of calls after the others."""
 
 
 @dataclass(frozen=True)
@@ -358,6 +362,8 @@ class Measurement:
     """What the target's rules say that it would run; beside ``placement`` where it did run."""
     device: str | None = None
     """What the target says of the device that ran it."""
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    """What the execution provider was told, its defaults left out."""
     emulation_s: float | None = None
     """Median seconds of a call where the hardware is emulated: not a latency."""
     peak_memory_bytes: int | None = None

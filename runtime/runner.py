@@ -11,7 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,6 +32,7 @@ Array = npt.NDArray[Any]
 ROWS_FILE, OUTPUTS_FILE = "rows.npz", "outputs.npy"
 _SCORING_BATCH_SIZE = 32
 _TIMING_SEQUENCE_LENGTH = 64
+_DEVICE_RUNS = 100
 
 
 class Runner(Protocol):
@@ -74,9 +75,13 @@ def time_and_run(
     create_ns = time.perf_counter_ns() - start
     timings = []
     for batch_size in possible_batch_sizes(contract, settings["batch_sizes"]):
-        call = runner.bind(timing_inputs(contract, rows, batch_size))
+        inputs = timing_inputs(contract, rows, batch_size)
+        call = runner.bind(inputs)
         try:
-            timings.append(asdict(time_calls(call, batch_size, create_ns, rule)))
+            timing = time_calls(call, batch_size, create_ns, rule)
+            if isinstance(runner, Session):
+                timing = replace(timing, device_ns=runner.time_on_device(inputs, _DEVICE_RUNS))
+            timings.append(asdict(timing))
         except ORT_ERRORS as error:
             raise WorkerError(f"the model failed while running at batch {batch_size}: {first_line(error)}") from error
     peak = peak_memory_bytes()

@@ -15,6 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from monograph.errors import ConfigError, MissingPackageError, SourceError, WorkerError
+from monograph.runtime.cuda import (
+    GRAPH_ID,
+    STREAM_OPTION,
+    UNSYNCHRONISED,
+    DeviceClock,
+    captures_graph,
+    check_graph_capture,
+    open_device_clock,
+)
+from monograph.runtime.cuda import PROVIDER as CUDA_PROVIDER
 from monograph.runtime.processor import quota_cores
 from monograph.runtime.provider_options import check_options
 from monograph.runtime.results import Placed
@@ -51,7 +61,8 @@ _RUN_ERRORS: tuple[type[Exception], ...] = (*ORT_ERRORS, ValueError)
 """The last one from its Python side, for a missing input."""
 
 _FATAL = 4
-_NVIDIA = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+_NVIDIA = (CUDA_PROVIDER, "TensorrtExecutionProvider")
+_DEVICE_WARMUP_RUNS = 3
 
 
 def usable_cores() -> int:
@@ -73,10 +84,23 @@ def available_providers() -> tuple[str, ...]:
 class Session:
     """A model loaded into ONNX Runtime: call it with ``{input name: array}`` to get ``{output name: array}``."""
 
-    def __init__(self, path: Path, ort_session: Any, *, device: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        ort_session: Any,
+        *,
+        device: str | None = None,
+        captures_graph: bool = False,
+        clock: DeviceClock | None = None,
+    ) -> None:
         self.path = path
         self.device = device
         """Where inputs and outputs stay between calls, for example ``cuda``; None for the processor."""
+        self.captures_graph = captures_graph
+        """Whether calls on bound inputs replay a captured CUDA graph."""
+        self.clock = clock
+        """Of the device, where it has one that can be asked."""
+        self._bound_count = 0
         self.ort_session = ort_session
         self.input_names: list[str] = [value.name for value in ort_session.get_inputs()]
         self.output_names: list[str] = [output.name for output in ort_session.get_outputs()]
@@ -99,7 +123,9 @@ class Session:
             WorkerError: an input is missing, or ONNX Runtime failed while running.
         """
         try:
-            outputs = self.ort_session.run(self.output_names, dict(inputs))
+            # A replayed graph reads the addresses that it was captured with: other rows are run without it.
+            options = _run_options(graph_id=-1) if self.captures_graph else None
+            outputs = self.ort_session.run(self.output_names, dict(inputs), options)
         except _RUN_ERRORS as error:
             raise WorkerError(f"{self.path.name} failed while running: {first_line(error)}") from error
         return {name: np.asarray(output) for name, output in zip(self.output_names, outputs, strict=True)}
@@ -112,12 +138,27 @@ class Session:
         """Return ONNX Runtime's own call on these inputs, with nothing around it, for timing."""
         if self.device is None:
             return partial(self.ort_session.run, self.output_names, dict(inputs))
+        return self._bind_on_device(inputs, is_synchronised=True)
+
+    def _bind_on_device(self, inputs: Mapping[str, Array], *, is_synchronised: bool) -> Callable[[], object]:
         binding = self.ort_session.io_binding()
         for name, array in inputs.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, self.device, 0))
         for name in self.output_names:
             binding.bind_output(name, self.device)
-        return partial(self.ort_session.run_with_iobinding, binding)
+        self._bound_count += 1  # each binding has addresses of its own, so a graph of its own
+        graph_id = self._bound_count if self.captures_graph else None
+        options = None if is_synchronised and graph_id is None else _run_options(graph_id, is_synchronised=is_synchronised)
+        return partial(self.ort_session.run_with_iobinding, binding, options)
+
+    def time_on_device(self, inputs: Mapping[str, Array], run_count: int) -> tuple[int, ...]:
+        """Return the nanoseconds that the device takes for each of ``run_count`` calls; none where it has no clock."""
+        if self.clock is None or self.device is None:
+            return ()
+        enqueue = self._bind_on_device(inputs, is_synchronised=False)
+        for _ in range(_DEVICE_WARMUP_RUNS):
+            self.clock.time_ns(enqueue)
+        return tuple(self.clock.time_ns(enqueue) for _ in range(run_count))
 
     def placement(self) -> list[Placed]:
         """Return what each execution provider runs of the optimised graph.
@@ -168,9 +209,14 @@ def open_session(
     spec = spec or SessionSpec()
     if spec.provider in _NVIDIA:
         _preload_dlls()
+    captures = captures_graph(spec.provider, spec.options)
+    if captures:
+        check_graph_capture(path)
     options = _session_options(spec, threads, spinning, record_placement)
     if profile_prefix is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile_prefix)
+    clock = open_device_clock() if spec.provider == CUDA_PROVIDER else None
+    stream = {} if clock is None else {STREAM_OPTION: clock.stream}
     model: str | bytes = str(path)
     if mapped:
         model = _without_weights(path)
@@ -183,7 +229,7 @@ def open_session(
             options.add_provider_for_devices(plugin_devices(spec), dict(spec.options))
             session = ort.InferenceSession(model, options)
         else:
-            providers = [(spec.provider, dict(spec.options))]
+            providers = [(spec.provider, {**stream, **spec.options})]
             session = ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
     except _LOAD_ERRORS as error:
         raise SourceError(f"ONNX Runtime {ort.__version__} cannot load {path}: {first_line(error)}") from error
@@ -191,7 +237,8 @@ def open_session(
         raise SourceError(
             f"ONNX Runtime {ort.__version__} left {spec.provider} out when it loaded {path}: a library that it needs is missing"
         )
-    return Session(path, session, device="cuda" if spec.io_binding else None)
+    device = "cuda" if spec.io_binding else None
+    return Session(path, session, device=device, captures_graph=captures, clock=clock)
 
 
 def save_optimised(path: Path, output: Path, dimensions: Mapping[str, int] | None = None) -> None:
@@ -216,6 +263,15 @@ def save_optimised(path: Path, output: Path, dimensions: Mapping[str, int] | Non
     except _LOAD_ERRORS as error:
         sizes = f" with {', '.join(f'{name}={size}' for name, size in dimensions.items())}" if dimensions else ""
         raise SourceError(f"ONNX Runtime {ort.__version__} cannot load {path}{sizes}: {first_line(error)}") from error
+
+
+def _run_options(graph_id: int | None = None, *, is_synchronised: bool = True) -> Any:
+    options = ort.RunOptions()
+    if graph_id is not None:
+        options.add_run_config_entry(GRAPH_ID, str(graph_id))
+    if not is_synchronised:
+        options.add_run_config_entry(UNSYNCHRONISED, "1")
+    return options
 
 
 def compile_model(path: str, output: str, spec: Mapping[str, Any]) -> None:

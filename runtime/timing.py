@@ -58,11 +58,13 @@ class RawTiming:
     """False where the level of the end was reached too late to tell whether it lasts."""
     other_level_runs: int = 0
     """Steady runs during which the level was, for a while, another one: something else disturbed them."""
+    device_ns: tuple[int, ...] = ()
+    """Of calls by the device's own clock, where it has one."""
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Self:
         """Read back what crossed a process boundary as JSON."""
-        return cls(**record | {name: tuple(record[name]) for name in ("samples_ns", "warmup_ns") if name in record})
+        return cls(**record | {name: tuple(record[name]) for name in ("samples_ns", "warmup_ns", "device_ns") if name in record})
 
 
 def time_calls(call: Callable[[], object], batch_size: int, create_ns: int, rule: TimingRule) -> RawTiming:
