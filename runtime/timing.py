@@ -7,9 +7,11 @@ warm-up (:mod:`monograph.runtime.warmup`) between runs, some milliseconds each t
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 from monograph.runtime.warmup import find_steady_state
@@ -19,6 +21,22 @@ FEWEST_RUNS = 40
 _NS_PER_S = 1_000_000_000
 _GROWTH = 1.25
 """By how much a series grows, at least, before the end of its warm-up is looked for again."""
+
+
+@dataclass(frozen=True)
+class Until:
+    """When a series of calls ends: once both minima are met, or at ``max_s``, but not before ``fewest_runs`` are done."""
+
+    min_runs: int
+    min_s: float
+    max_s: float = math.inf
+    fewest_runs: int = 0
+
+    def is_reached(self, run_count: int, elapsed_s: float) -> bool:
+        """Say whether to stop."""
+        if run_count >= self.min_runs and elapsed_s >= self.min_s:
+            return True
+        return run_count >= self.fewest_runs and elapsed_s >= self.max_s
 
 
 @dataclass(frozen=True)
@@ -32,11 +50,10 @@ class TimingRule:
     warmup_s: float = 0.3
     """Least warm-up; where it ends after that, the change-point rule says. 0 counts every run and looks for no change."""
 
-    def enough(self, run_count: int, elapsed_s: float) -> bool:
-        """Say whether to stop."""
-        if run_count >= self.min_runs and elapsed_s >= self.min_s:
-            return True
-        return run_count >= min(self.min_runs, FEWEST_RUNS) and elapsed_s >= self.max_s
+    @property
+    def until(self) -> Until:
+        """When there are enough runs after warm-up."""
+        return Until(self.min_runs, self.min_s, self.max_s, min(self.min_runs, FEWEST_RUNS))
 
 
 ONE_RUN = TimingRule(min_runs=1, min_s=0.0, max_s=0.0, warmup_s=0.0)
@@ -73,19 +90,31 @@ def time_calls(call: Callable[[], object], batch_size: int, create_ns: int, rule
     start = clock()
     call()
     first_run_ns = clock() - start
+    return time_series(partial(_time_until, call), batch_size, create_ns, first_run_ns, rule)
 
-    series: list[int] = []
-    _time_until(call, series, lambda elapsed_s: elapsed_s >= rule.warmup_s)
+
+def time_series(
+    extend: Callable[[Until], Sequence[int]], batch_size: int, create_ns: int, first_run_ns: int, rule: TimingRule
+) -> RawTiming:
+    """Time single calls until ``rule`` says enough of those after warm-up.
+
+    ``extend`` calls, wherever that is, until it is told to stop, and returns the nanoseconds of each call.
+    """
+    clock = time.perf_counter_ns
+    series = list(extend(Until(0, rule.warmup_s)))
     least = len(series)
     began = clock()
-    _time_until(call, series, lambda elapsed_s: rule.enough(len(series) - least, elapsed_s))
+    series += extend(rule.until)
     steady = find_steady_state(series[least:]) if rule.warmup_s > 0 else find_steady_state(())
     while steady.warmup_runs > 0:
         steady_count = len(series) - least - steady.warmup_runs
         steady_s = sum(series[-steady_count:]) / _NS_PER_S
-        if rule.enough(steady_count, steady_s) or (clock() - began) / _NS_PER_S >= rule.max_s:
+        left_s = rule.max_s - (clock() - began) / _NS_PER_S
+        if rule.until.is_reached(steady_count, steady_s) or left_s <= 0:
             break
-        _time_more(call, series, steady_count, steady_s, rule, rule.max_s - (clock() - began) / _NS_PER_S)
+        # Until the runs after warm-up would be enough and the series has grown by a quarter, or time is over.
+        more_runs = max(rule.min_runs - steady_count, int(len(series) * (_GROWTH - 1)))
+        series += extend(Until(more_runs, rule.min_s - steady_s, left_s))
         steady = find_steady_state(series[least:])
 
     run_count = len(series) - least
@@ -104,24 +133,13 @@ def time_calls(call: Callable[[], object], batch_size: int, create_ns: int, rule
     )
 
 
-def _time_more(
-    call: Callable[[], object], series: list[int], steady_count: int, steady_s: float, rule: TimingRule, left_s: float
-) -> None:
-    """Go on until the runs after warm-up would be enough, the series has grown by a quarter, or time is over."""
-    before, least = len(series), int(len(series) * _GROWTH)
-
-    def is_done(elapsed_s: float) -> bool:
-        enough = rule.enough(steady_count + len(series) - before, steady_s + elapsed_s)
-        return elapsed_s >= left_s or (enough and len(series) >= least)
-
-    _time_until(call, series, is_done)
-
-
-def _time_until(call: Callable[[], object], series: list[int], is_done: Callable[[float], bool]) -> None:
-    """Append the nanoseconds of call after call to ``series`` until ``is_done``, which is told the seconds so far."""
+def _time_until(call: Callable[[], object], until: Until) -> list[int]:
+    """Return the nanoseconds of call after call."""
+    series: list[int] = []
     clock, append = time.perf_counter_ns, series.append
     began = clock()
-    while not is_done((clock() - began) / _NS_PER_S):
+    while not until.is_reached(len(series), (clock() - began) / _NS_PER_S):
         start = clock()
         call()
         append(clock() - start)
+    return series

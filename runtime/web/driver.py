@@ -6,9 +6,10 @@ Tensors and models cross over the loopback server; only small JSON goes through 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from monograph.errors import MissingPackageError, SourceError, WorkerError
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
 from monograph.runtime.runner import OUTPUTS_FILE, ROWS_FILE, possible_batch_sizes, run_all_rows, timing_inputs
-from monograph.runtime.timing import FEWEST_RUNS, RawTiming, TimingRule
+from monograph.runtime.timing import RawTiming, TimingRule, Until, time_series
 from monograph.runtime.web.placement import read_placement
 from monograph.runtime.web.server import PageServer, serving
 
@@ -77,11 +78,16 @@ class WebSession:
         flat = np.frombuffer(self._server.received.pop(address), dtype=told["dtype"])
         return {self._output_name: flat.reshape(told["dims"])}
 
-    def time(self, inputs: Mapping[str, Array], rule: Mapping[str, float]) -> dict[str, Any]:
-        """Time single calls in the page; returns ``first_run_ns``, ``warmup_runs`` and ``samples_ns``."""
+    def time(self, inputs: Mapping[str, Array], create_ns: int, rule: TimingRule) -> RawTiming:
+        """Time single calls in the page; where warm-up ends is told here, by the rule of all targets."""
         with self._published(inputs) as described:
-            timed: dict[str, Any] = self._step("time", [described, dict(rule)])
-        return timed
+            first_run_ns = int(self._step("firstRun", [described]))
+        return time_series(self._extend, len(next(iter(inputs.values()))), create_ns, first_run_ns, rule)
+
+    def _extend(self, until: Until) -> list[int]:
+        told = asdict(until) | {"max_s": until.max_s if math.isfinite(until.max_s) else None}
+        samples: list[int] = self._step("timeUntil", [told])
+        return samples
 
     @contextmanager
     def _published(self, inputs: Mapping[str, Array]) -> Iterator[list[dict[str, Any]]]:
@@ -147,11 +153,12 @@ def time_and_run_in_browser(
         session = WebSession(page, server, contract.output.name, Path(model).name)
         is_emulated = kind == "webgpu" and (about["adapter"] is None or about["adapter"]["software"])
         sizes = possible_batch_sizes(contract, settings["batch_sizes"])
-        rule = _rule(TimingRule(**settings["rule"]), is_emulated)
-        timings = []
-        for size in sizes[:1] if is_emulated else sizes:
-            timed = session.time(timing_inputs(contract, rows, size), rule)
-            timings.append(RawTiming(size, create_ns, timed["first_run_ns"], timed["warmup_runs"], tuple(timed["samples_ns"])))
+        rule = TimingRule(**settings["rule"])
+        if is_emulated:
+            rule = TimingRule(_EMULATED_RUNS, 0.0, rule.max_s, 0.0)
+        timings = [
+            session.time(timing_inputs(contract, rows, size), create_ns, rule) for size in (sizes[:1] if is_emulated else sizes)
+        ]
         peak = _peak_memory_bytes(browser, kind)
         if rows is not None:
             outputs = run_all_rows(session, contract, rows, settings["row_batches"])
@@ -243,16 +250,9 @@ def _load(page: Page, job: PageJob, model_name: str) -> int:
         return int(page.evaluate("() => monograph.create()"))
 
 
-def _rule(rule: TimingRule, is_emulated: bool) -> dict[str, float]:
-    if is_emulated:
-        rule = TimingRule(_EMULATED_RUNS, 0.0, rule.max_s, 0.0)
-    return asdict(rule) | {"fewest_runs": min(rule.min_runs, FEWEST_RUNS)}
-
-
 def _at_least_a_step(timing: RawTiming, clock_step_ns: int) -> RawTiming:
     """Write a call that began and ended within one step of the clock as one step, which it cannot have exceeded."""
-    samples = tuple(max(sample, clock_step_ns) for sample in timing.samples_ns)
-    return RawTiming(timing.batch_size, timing.create_ns, timing.first_run_ns, timing.warmup_runs, samples)
+    return replace(timing, samples_ns=tuple(max(sample, clock_step_ns) for sample in timing.samples_ns))
 
 
 def _clock_warnings(timings: Sequence[RawTiming], clock_step_ns: int) -> list[str]:

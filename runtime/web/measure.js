@@ -12,6 +12,7 @@ let ort;
 let session;
 let model;
 let sessionOptions;
+let timedFeeds;
 
 async function fetchBytes(url) {
   const response = await fetch(url, { cache: "no-store" });
@@ -54,34 +55,28 @@ async function feedsOf(inputs) {
   return feeds;
 }
 
-// The protocol of runtime/timing.py: one cold call, warm-up, then single calls until the rule says enough.
-async function time(inputs, rule) {
-  const feeds = await feedsOf(inputs);
-  const clock = () => performance.now();
-  let start = clock();
-  await session.run(feeds);
-  const first_run_ns = nanoseconds(clock() - start);
-
-  let warmup_runs = 0;
-  const warmAt = clock() + rule.warmup_s * 1e3;
-  while (clock() < warmAt) {
-    await session.run(feeds);
-    warmup_runs += 1;
-  }
-
-  const samples = [];
-  const began = clock();
-  while (!enough(rule, samples.length, (clock() - began) / 1e3)) {
-    start = clock();
-    await session.run(feeds);
-    samples.push(clock() - start);
-  }
-  return { first_run_ns, warmup_runs, samples_ns: samples.map(nanoseconds) };
+// Hold these inputs for the calls to come, and call once cold; returns the nanoseconds.
+async function firstRun(inputs) {
+  timedFeeds = await feedsOf(inputs);
+  const start = performance.now();
+  await session.run(timedFeeds);
+  return nanoseconds(performance.now() - start);
 }
 
-function enough(rule, runCount, elapsed_s) {
-  if (runCount >= rule.min_runs && elapsed_s >= rule.min_s) return true;
-  return runCount >= Math.min(rule.min_runs, rule.fewest_runs) && elapsed_s >= rule.max_s;
+// Call until both minima are met, or until `max_s` with `fewest_runs` done (runtime/timing.py: Until); returns the
+// nanoseconds of each call.
+async function timeUntil(until) {
+  const clock = () => performance.now();
+  const samples = [];
+  const began = clock();
+  const isReached = (runCount, elapsed_s) => runCount >= until.min_runs && elapsed_s >= until.min_s
+    || runCount >= until.fewest_runs && until.max_s !== null && elapsed_s >= until.max_s;
+  while (!isReached(samples.length, (clock() - began) / 1e3)) {
+    const start = clock();
+    await session.run(timedFeeds);
+    samples.push(clock() - start);
+  }
+  return samples.map(nanoseconds);
 }
 
 // Compute one batch, send one output back and return its dtype and shape.
@@ -134,4 +129,4 @@ function clockStep() {
   return nanoseconds(least);
 }
 
-globalThis.monograph = { about, loadLibrary, fetchModel, create, time, run, createVerbosely };
+globalThis.monograph = { about, loadLibrary, fetchModel, create, firstRun, timeUntil, run, createVerbosely };

@@ -160,7 +160,7 @@ def test_an_error_of_the_call_comes_through():
     ],
 )
 def test_when_it_is_enough(run_count: int, elapsed_s: float, enough: bool):
-    assert TimingRule().enough(run_count, elapsed_s) is enough
+    assert TimingRule().until.is_reached(run_count, elapsed_s) is enough
 
 
 def test_a_raw_timing_crosses_as_json():
