@@ -20,12 +20,14 @@ from monograph.export.lowering import (
     lowering_of,
     split_cascade,
 )
+from monograph.export.ort_format import to_ort_format
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.models.sources import Scheme, parse_source
 from monograph.pipelines.data import DataSpec, as_data_spec
 
+ORT_FORMAT = "ort"
 CALIBRATION_ROWS = 256
 """More rows hardly move the range of an activation, and calibration keeps what every node gives for each of them."""
 AGREEMENT_ROWS = 256
@@ -57,7 +59,7 @@ def lower_model(
     Args:
         model: an ONNX file.
         path: the file to write; the folder, for ``sessions``.
-        to: a name in ``LOWERINGS``, or ``sessions``: a cascade as one file a stage.
+        to: a name in ``LOWERINGS``; ``sessions``, a cascade as one file a stage; or ``ort``, ONNX Runtime's format for phones.
         calibration: DATA of the model's own domain, without labels or with; random rows where there are none. A quarter of
             its rows, at most 256, is held out to prove agreement on.
         batch_size: of lowerings that fix sizes.
@@ -78,6 +80,11 @@ def lower_model(
     if to == SESSIONS:
         rows = _calibration_rows(as_data_spec(calibration), file.contract, file)[0]
         return split_cascade(file, path, rows=rows)
+    if to == ORT_FORMAT:
+        rows = _calibration_rows(as_data_spec(calibration), file.contract, file)[0]
+        made = to_ort_format(file, path, rows=rows)
+        notes = (f"the operators that it needs are listed in {made.config}, for a reduced build of ONNX Runtime",)
+        return Lowered(made.path, ORT_FORMAT, file.contract, made.proof, notes, made.warnings)
     lowering = find_lowering(to)
     contract = lowered_contract(lowering, file.contract, batch_size, sizes)
     calibrating, held_out = _calibration_rows(as_data_spec(calibration), contract, file)

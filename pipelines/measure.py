@@ -27,6 +27,7 @@ from monograph.pipelines.parity_matrix import (
     matrix_targets,
 )
 from monograph.pipelines.profile import attribute_to_members
+from monograph.pipelines.speed import add_speed, check_comparison
 from monograph.runtime.extras import check_extras, possible_extras
 from monograph.runtime.job import RawRun
 from monograph.runtime.load import LoadSpec
@@ -60,6 +61,7 @@ def measure_models(
     load: LoadSpec | None = None,
     loadgen: LoadgenSpec | None = None,
     profile: bool = False,
+    compare_blocks: int | None = None,
     on_progress: Callable[[str, str], None] = lambda model, target: None,
 ) -> list[Measurement]:
     """Measure each model on each target, each in a fresh process of its own.
@@ -83,6 +85,7 @@ def measure_models(
         load: callers at once, or arrivals at a rate, to measure under as well.
         loadgen: the scenario in which MLPerf's LoadGen is to drive the model as well.
         profile: tell the time per operator, provider and, of a fused graph, per member as well.
+        compare_blocks: time each model in turns with the first as well, in so many blocks of fresh processes.
         on_progress: told the model and the target before each measurement.
 
     Raises:
@@ -99,6 +102,8 @@ def measure_models(
     check_extras([target for target in targets if target.name in on], settings)
     if profile and (folders := [file.path for file in files if file.path.is_dir()]):
         raise ConfigError(f"--profile tells the time in one session, and {folders[0]} has several: profile a stage")
+    if compare_blocks is not None:
+        check_comparison(files, batch_sizes[0], compare_blocks)
     lower = partial(_measure_lowered, data=spec, calibration=as_data_spec(calibration))
     measurements: list[Measurement] = []
     with ExitStack() as opened:
@@ -118,6 +123,8 @@ def measure_models(
                 assert rows is not None
                 of_file = add_agreements(of_file, outputs, file, rows, reference)
             measurements += of_file
+        if compare_blocks is not None:
+            measurements = add_speed(measurements, files, targets, streams, settings, compare_blocks, on_progress)
     return measurements
 
 

@@ -134,8 +134,9 @@ def _score(outputs: Array | None, rows: Rows | RowStream | None, contract: Contr
     return score(outputs, rows.labels, contract, groups=groups, slices=slices, class_names=rows.class_names)
 
 
-def raw_timings(contender: Contender, rows: Rows | None, settings: Settings) -> list[RawTiming]:
+def raw_timings(
+    contender: Contender, rows: Rows | None, settings: Settings, run: Callable[[Job], RawRun] = run_in_process
+) -> list[RawTiming]:
     """Time in a fresh process and return the raw nanoseconds per batch size; nothing is scored."""
     few_rows = None if rows is None else rows.take(slice(0, max(settings.batch_sizes)))
-    run: RawRun = run_in_process(Job(contender, few_rows, settings))
-    return list(run.timings)
+    return list(run(Job(contender, few_rows, settings)).timings)

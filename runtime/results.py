@@ -145,6 +145,20 @@ class Latency:
 
 
 @dataclass(frozen=True)
+class SpeedRatio:
+    """How long a call takes beside another model's on the same target: the two in turns, in blocks of fresh processes."""
+
+    reference: str
+    """The other model."""
+    batch_size: int
+    ratio: Interval
+    """Below 1 this model is the faster; the median over blocks with its bootstrap interval over blocks."""
+    p50_s: tuple[float, ...]
+    """This model's median, one a block."""
+    reference_p50_s: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Throughput:
     """Rows a second when calls of one batch size follow each other without a pause."""
 
@@ -368,6 +382,8 @@ class Measurement:
     """Median seconds of a call where the hardware is emulated: not a latency."""
     peak_memory_bytes: int | None = None
     """Peak resident memory of the whole measuring process."""
+    speed: SpeedRatio | None = None
+    """Beside the first model on the same target, where that was asked for."""
     load: Load | None = None
     loadgen: LoadgenResult | None = None
     profile: Profile | None = None

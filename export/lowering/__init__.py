@@ -24,7 +24,7 @@ def find_lowering(name: str) -> Lowering:
         ConfigError: there is no such lowering.
     """
     if name not in LOWERINGS:
-        raise ConfigError(f"unknown lowering {name!r}: choose from {', '.join([*LOWERINGS, SESSIONS])}")
+        raise ConfigError(f"unknown lowering {name!r}: choose from {', '.join([*LOWERINGS, SESSIONS, 'ort'])}")
     return LOWERINGS[name]
 
 

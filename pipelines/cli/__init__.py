@@ -243,6 +243,10 @@ def measure(
     profile: Annotated[
         bool, typer.Option("--profile", help="Tell the time per operator, provider and member of a fused graph, too.")
     ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Time each model in turns with the first, too, and tell how much faster it is.")
+    ] = False,
+    blocks: Annotated[int, typer.Option(help="Of `--compare`: each runs every model twice, in fresh processes.")] = 7,
     provider_option: Annotated[
         list[str] | None,
         typer.Option("--provider-option", metavar="KEY=VALUE", help="Option of the execution provider; a wrong name is refused."),
@@ -289,6 +293,7 @@ def measure(
             load=_load_spec(concurrency, rate, arrivals) if scenario is None else None,
             loadgen=_loadgen_spec(scenario, rate, latency_bound_ms, concurrency),
             profile=profile,
+            compare_blocks=blocks if compare else None,
             on_progress=lambda model, target: progress.update(0, len(models), f"{model} on {target}"),
         )
     if output is not None:

@@ -27,8 +27,8 @@ def lower(
     to: Annotated[
         str,
         typer.Option(
-            help="`static-batch`, `qdq-htp`, `qdq-htp-int8`, `qnn-context`, `qdq-int8` or `fp16`; for a cascade `branch-free` or "
-            "`sessions`."
+            help="`static-batch`, `qdq-htp`, `qdq-htp-int8`, `qnn-context`, `qdq-int8`, `fp16` or `ort`; for a cascade "
+            "`branch-free` or `sessions`."
         ),
     ],
     calibration: Annotated[
@@ -71,4 +71,6 @@ def lower(
         return
     for note in lowered.warnings:
         progress.note(note)
+    if to == "ort":
+        progress.note(lowered.notes[0])
     say(f"{lowered.path}  {lowered.proof.describe()}")

@@ -32,6 +32,30 @@ _LOADGEN_RULES = (
 )
 
 
+def speed_grids(measurements: Sequence[Measurement]) -> Iterator[Grid]:
+    """Yield how long models take beside the first, measured in turns, and how long the device itself takes."""
+    rows = tuple(
+        (
+            f"{one.model} · {one.target}",
+            one.speed.reference,
+            f"{significant(one.speed.ratio.estimate)} [{significant(one.speed.ratio.low)}, {significant(one.speed.ratio.high)}]",
+            str(len(one.speed.p50_s)),
+        )
+        for one in measurements
+        if one.speed
+    )
+    if rows:
+        note = "ratio of p50; below 1 the model is the faster; the interval is over blocks of fresh processes"
+        yield Grid("speed in turns", ("model", "beside", "ratio", "blocks"), rows, note, words=("beside",))
+    timed = [(one, one.latency) for one in measurements if one.latency and one.latency.device_p50_s]
+    if timed:
+        times = tuple(
+            (one.model, milliseconds(latency.device_p50_s).value, milliseconds(latency.p50_s).value) for one, latency in timed
+        )
+        note = "between two events on the device's stream, beside the whole call"
+        yield Grid("time on the device", ("model", "device p50 ms", "call p50 ms"), times, note)
+
+
 def load_grids(measurements: Sequence[Measurement]) -> Iterator[Grid]:
     """Yield the latency under load (ms) beside what a call alone took from its real begin, then what LoadGen said."""
     loads = [(one, one.load) for one in measurements if one.load]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
-from monograph.pipelines.report.extras import load_grids, profile_grids
+from monograph.pipelines.report.extras import load_grids, profile_grids, speed_grids
 from monograph.pipelines.report.grid import Section, grid_table
 from monograph.pipelines.report.placement import placement_grids, prediction_grids, support_grids
 from monograph.pipelines.report.scorecard import score_grids
@@ -30,6 +30,7 @@ def page_sections(measurements: Sequence[Measurement]) -> list[Section]:
     """Return the sections that have something to show."""
     sections = [
         Section("scores", "Scores", _SCORES, tuple(score_grids(measurements))),
+        Section("speed", "Speed", "", tuple(speed_grids(measurements))),
         Section("load", "Under load", "", tuple(load_grids(measurements))),
         Section("profile", "Where the time goes", "", tuple(profile_grids(measurements))),
         Section("placement", "Placement", _PLACEMENT, tuple(placement_grids(_mixed(measurements)))),
@@ -52,6 +53,7 @@ def terminal_tables(measurements: Sequence[Measurement]) -> Iterator[Table]:
     """Yield the tables for a terminal, without the support of each operator."""
     for grids in (
         score_grids(measurements),
+        speed_grids(measurements),
         load_grids(measurements),
         profile_grids(measurements),
         placement_grids(_mixed(measurements)),
