@@ -70,8 +70,28 @@ def build_graph(plan: FusionPlan) -> tuple[ir.Model, Sharing | None]:
     if plan.batches:
         batch_members(fused_model, taps, [member.name for member in plan.running])
     keep_caches(fused_model.graph)
+    _add_in_turn(fused_model.graph)
     record_members(fused_model, [member.name for member in plan.running])
     return fused_model, sharing
+
+
+def _add_in_turn(graph: ir.Graph) -> None:
+    """Write the fusion's sums as additions of two, which CoreML, NNAPI and XNNPACK take and a Sum they do not."""
+    for node in [node for node in graph if node.op_type == "Sum" and (node.name or "").startswith("fusion/")]:
+        total, *others = node.inputs
+        for position, value in enumerate(others, 1):
+            added = ir.node("Add", [total, value])
+            added.name = (node.name or "").replace("Sum", "Add") + (f"_{position}" if len(others) > 1 else "")
+            graph.insert_before(node, added)
+            total = added.outputs[0]
+            total.name = f"{added.name}_output"
+        assert total is not None
+        old = node.outputs[0]
+        total.type, total.shape, name = old.type, old.shape, old.name
+        old.replace_all_uses_with(total, replace_graph_outputs=True)
+        graph.remove(node, safe=True)
+        if total.is_graph_output():
+            total.name = name
 
 
 def _graph_input(spec: TensorSpec) -> ir.Value:

@@ -145,7 +145,7 @@ def test_a_batch_of_two_picture_models(write_model: WriteModel, fuse_files: Fuse
 def test_every_golden_graph_ends_in_the_sum(name: str):
     """Guards against golden files written anew without a look."""
     last = (GOLDEN / name).read_text().splitlines()[-1]
-    assert last.startswith("node   fusion/Sum_")
+    assert last.startswith("node   fusion/Add_")
     assert last.count("fusion/Mul_") == 2
 
 

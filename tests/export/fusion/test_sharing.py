@@ -43,7 +43,7 @@ class TestEqualMembers:
         text = mlp(head="s = Sigmoid(r) z = MatMul(s, w2) y = Add(z, b2) logits = Tanh(y)")
         files = [write_model(name, text, TRUNK | HEADS[0]) for name in ("a", "b")]
         fused = fuse_files(files)
-        assert operators(fused) == ["Gemm", "Relu", "Sigmoid", "MatMul", "Add", "Tanh", "Mul", "Sum"]
+        assert operators(fused) == ["Gemm", "Relu", "Sigmoid", "MatMul", "Add", "Tanh", "Mul", "Add"]
         assert weight_count(fused) == 5
         assert_weighted_sum(fused, files)
         x = RNG.standard_normal((7, 4)).astype(np.float32)
@@ -71,8 +71,7 @@ class TestEqualMembers:
     def test_what_was_saved_is_told_and_provenance_kept(self, write_model: WriteModel):
         text = mlp(head="s = Sigmoid(r) logits = Gemm(s, w2, b2)")
         files = [write_model(f"m{number}", text, TRUNK | HEADS[number]) for number in range(2)]
-        model, _ = build_graph(plan_fusion(files, share=False))
-        sharing = share_subgraphs(model)
+        model, sharing = build_graph(plan_fusion(files))
         assert (sharing.nodes_before, sharing.nodes_after) == (11, 4)
         assert (sharing.weights_before, sharing.weights_after) == (10, 4)
         assert sharing.bytes_after == sum(value.nbytes for value in (*TRUNK.values(), *HEADS[0].values()))
@@ -143,7 +142,7 @@ class TestCanonicalForms:
             write_model("wordy", f"{head} {{ {wordy} }}", kernel),
         ]
         fused = fuse_files(files)
-        assert operators(fused) == ["Conv", "Add", "GlobalAveragePool", "Flatten", "Relu", "Mul", "Sum"]
+        assert operators(fused) == ["Conv", "Add", "GlobalAveragePool", "Flatten", "Relu", "Mul", "Add"]
         assert_weighted_sum(fused, files)
 
     def test_other_settings_and_another_order_of_a_difference_stay_apart(
@@ -164,7 +163,7 @@ class TestWhatMustStayApart:
         files = [write_model(n, classifier(f"y = MatMul(x, w) {noise}"), {"w": TRUNK["w1"][:, :3]}) for n in "ab"]
         types = [node.op_type for node in build_graph(plan_fusion(files))[0].graph]
         assert types.count("MatMul") == 1
-        assert types.count("RandomNormalLike") == types.count("Add") == 2
+        assert (types.count("RandomNormalLike"), types.count("Add")) == (2, 3), "the fusion adds once itself"
 
     def test_operators_of_unknown_domains(self):
         x = ir.val("x", dtype=ir.DataType.FLOAT, shape=ir.Shape(["b"]))
