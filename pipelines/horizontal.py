@@ -14,6 +14,7 @@ from monograph.export.fusion.horizontal.choice import ASKED, HorizontalChoice, c
 from monograph.models.data.rows import Rows
 from monograph.runtime.compare import compare
 from monograph.runtime.measure import Settings, onnx_contender
+from monograph.runtime.results import Evidence
 from monograph.runtime.targets import Target, find_target
 
 OFF, AUTO, ON = "off", "auto", "on"
@@ -78,7 +79,7 @@ def measured_horizontal(
             onnx_contender(name, file.path, file.contract, file.sha256, file.size_bytes, target)
             for name, file in (("batched", batched.file), ("apart", apart.file))
         ]
-        comparison = compare(contenders, rows, Settings(), blocks=blocks, on_progress=on_progress)
+        comparison = compare(contenders, rows, Settings(), blocks=blocks, on_progress=on_progress, run=target.run)
     return replace(plan, horizontal=choose_by(comparison.ratio(["batched"], ["apart"]), target.name))
 
 
@@ -86,4 +87,10 @@ def _available_target(name: str | None) -> Target:
     target = find_target(name or "cpu")
     if not target.is_available():
         raise ConfigError(f"target {target.name} cannot be measured on here: {target.describe()}")
+    evidence = target.evidence_here
+    if target.lowering is not None or evidence not in (Evidence.EXECUTED, Evidence.DEVICE):
+        raise ConfigError(
+            f"--horizontal auto decides by latency, and none can be measured on {target.name} here ({evidence.value}): "
+            "name a target that runs such graphs on real hardware, or choose by --horizontal on"
+        )
     return target

@@ -76,7 +76,7 @@ def build_graph(plan: FusionPlan) -> tuple[ir.Model, Sharing | None]:
 
 
 def _add_in_turn(graph: ir.Graph) -> None:
-    """Write the fusion's sums as additions of two, which CoreML, NNAPI and XNNPACK take and a Sum they do not."""
+    """Write the fusion's sums as additions of two, which CoreML and NNAPI take and a Sum they do not."""
     for node in [node for node in graph if node.op_type == "Sum" and (node.name or "").startswith("fusion/")]:
         total, *others = node.inputs
         for position, value in enumerate(others, 1):

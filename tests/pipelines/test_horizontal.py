@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from monograph.models.onnx_file import read_onnx
 from monograph.pipelines.cli import _exit_code
 from monograph.pipelines.fuse import fuse_models
 from monograph.pipelines.horizontal import measured_horizontal
+from monograph.runtime.job import Job, RawRun, run_in_process
 from monograph.runtime.session import open_session
+from monograph.runtime.targets import TARGETS
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -136,3 +139,25 @@ def test_refused(run: Run, world: Mapping[str, Path], tmp_path: Path, options: l
     assert (code, out) == (2, "")
     assert message in err
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["arm64", "nnapi"])
+def test_a_target_without_a_latency_decides_nothing(run: Run, world: Mapping[str, Path], tmp_path: Path, name: str):
+    if not TARGETS[name].is_available():
+        pytest.skip(TARGETS[name].describe())
+    code, _, err = run("fuse", world["a"], world["b"], "-o", tmp_path / "f.onnx", "--horizontal", "auto", "--on", name)
+    assert code == 2
+    assert f"decides by latency, and none can be measured on {name} here" in err
+    assert not (tmp_path / "f.onnx").exists()
+
+
+def test_the_target_itself_is_timed(world: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    jobs: list[Job] = []
+
+    def run(job: Job) -> RawRun:
+        jobs.append(job)
+        return run_in_process(job)
+
+    monkeypatch.setitem(TARGETS, "board", replace(TARGETS["cpu"], name="board", run=run))
+    fuse_models([world["a"], world["b"]], tmp_path / "f.onnx", horizontal="auto", on="board")
+    assert {job.contender.name for job in jobs} == {"batched", "apart"}
