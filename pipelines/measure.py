@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from monograph.errors import ConfigError
+from monograph.errors import ConfigError, MonographError
 from monograph.export.predict import RULE_BOOKS, predict, with_work
 from monograph.models.data.rows import Rows
 from monograph.models.data.stream import RowStream
@@ -63,6 +63,7 @@ def measure_models(
     profile: bool = False,
     compare_blocks: int | None = None,
     on_progress: Callable[[str, str], None] = lambda model, target: None,
+    on_failure: Callable[[str, str, MonographError], None] | None = None,
 ) -> list[Measurement]:
     """Measure each model on each target, each in a fresh process of its own.
 
@@ -87,6 +88,8 @@ def measure_models(
         profile: tell the time per operator, provider and, of a fused graph, per member as well.
         compare_blocks: time each model in turns with the first as well, in so many blocks of fresh processes.
         on_progress: told the model and the target before each measurement.
+        on_failure: told the model, the target and why it could not be measured there; the others go on. Without it that is
+            raised at once.
 
     Raises:
         InputError: a model, a target or the data cannot be used.
@@ -95,13 +98,11 @@ def measure_models(
     """
     _check(batch_sizes, threads, row_count, has_data=data is not None, parts=bool(slices or group))
     _check_parity(on, parity, reference)
-    targets = [find_target(name).with_options(options or {}) for name in (matrix_targets(on) if parity else on)]
-    files = [_onnx(str(model)) for model in models]
+    targets = _targets(on, options or {}, parity)
+    files = _files(models, profile)
     spec = as_data_spec(data)
     settings = Settings(tuple(batch_sizes), threads, spinning, rule or TimingRule(), allow_fallback, load, loadgen, profile)
     check_extras([target for target in targets if target.name in on], settings)
-    if profile and (folders := [file.path for file in files if file.path.is_dir()]):
-        raise ConfigError(f"--profile tells the time in one session, and {folders[0]} has several: profile a stage")
     if compare_blocks is not None:
         check_comparison(files, batch_sizes[0], compare_blocks)
     lower = partial(_measure_lowered, data=spec, calibration=as_data_spec(calibration))
@@ -111,20 +112,57 @@ def measure_models(
         streams = [_rows(spec, file, row_count, slices, group, opened) for file in files]
         for file, stream in zip(files, streams, strict=True):
             rows = matrix_rows(stream, file.contract) if parity else stream
-            outputs, of_file = Outputs(), []
-            for target in targets:
-                on_progress(file.path.stem, target.name)
-                keep = partial(outputs.keep, target.name) if parity else _forget
-                possible, warnings = possible_extras(target, settings)
-                measured = (_measure_as_it_is if target.lowering is None else lower)(file, target, rows, possible, keep)
-                measured = replace(measured, warnings=(*measured.warnings, *warnings))
-                of_file.append(_completed(measured, file, target, batch_sizes[0]))
-            if parity:
-                assert rows is not None
+            outputs = Outputs() if parity else None
+            of_file = _measure_on_each(file, targets, rows, settings, lower, outputs, on_progress, on_failure)
+            if outputs is not None and rows is not None:
                 of_file = add_agreements(of_file, outputs, file, rows, reference)
             measurements += of_file
-        if compare_blocks is not None:
+        if compare_blocks is not None and len(measurements) == len(files) * len(targets):
             measurements = add_speed(measurements, files, targets, streams, settings, compare_blocks, on_progress)
+    return measurements
+
+
+def _targets(on: Sequence[str], options: Mapping[str, str], parity: bool) -> list[Target]:
+    """Return the targets with the provider's options; what is missing is told before hours of others, not after."""
+    targets = [find_target(name).with_options(options) for name in (matrix_targets(on) if parity else on)]
+    for target in targets:
+        if not (here := target.probe()).is_here:
+            raise ConfigError(f"target {target.name} is not here: {here.describe()}")
+    return targets
+
+
+def _files(models: Sequence[str | Path], profile: bool) -> list[OnnxFile]:
+    files = [_onnx(str(model)) for model in models]
+    if profile and (folders := [file.path for file in files if file.path.is_dir()]):
+        raise ConfigError(f"--profile tells the time in one session, and {folders[0]} has several: profile a stage")
+    return files
+
+
+def _measure_on_each(
+    file: OnnxFile,
+    targets: Sequence[Target],
+    rows: Rows | RowStream | None,
+    settings: Settings,
+    lower: Callable[..., Measurement],
+    outputs: Outputs | None,
+    on_progress: Callable[[str, str], None],
+    on_failure: Callable[[str, str, MonographError], None] | None,
+) -> list[Measurement]:
+    """Measure one model on all targets, those left out on which it fails and ``on_failure`` is told so."""
+    measurements = []
+    for target in targets:
+        on_progress(file.path.stem, target.name)
+        keep = _forget if outputs is None else partial(outputs.keep, target.name)
+        possible, warnings = possible_extras(target, settings)
+        try:
+            measured = (_measure_as_it_is if target.lowering is None else lower)(file, target, rows, possible, keep)
+            measured = _completed(measured, file, target, settings.batch_sizes[0])
+        except MonographError as error:
+            if on_failure is None:
+                raise
+            on_failure(file.path.stem, target.name, error)
+            continue
+        measurements.append(replace(measured, warnings=(*measured.warnings, *warnings)))
     return measurements
 
 
@@ -182,9 +220,6 @@ def _measure_lowered(
     from monograph.pipelines.lower import lower_for  # it brings PyTorch, which other targets do without
 
     assert target.lowering is not None
-    here = target.probe()
-    if not here.is_here:  # before a long calibration, not after
-        raise ConfigError(f"target {target.name} is not here: {here.describe()}")
     with tempfile.TemporaryDirectory(prefix="monograph-lowered-") as folder:
         lowered = lower_for(target.lowering, file, Path(folder), data=data, calibration=calibration)
         taken = lowered.file

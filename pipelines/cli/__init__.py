@@ -273,6 +273,7 @@ def measure(
     from monograph.runtime.timing import TimingRule
 
     progress, start_s = Progress(), time.monotonic()
+    failures: list[tuple[str, str, MonographError]] = []
     with progress.stage(f"measure {len(models)} model{'s' if len(models) > 1 else ''} on {on}"):
         measurements = measure_models(
             models,
@@ -295,7 +296,10 @@ def measure(
             profile=profile,
             compare_blocks=blocks if compare else None,
             on_progress=lambda model, target: progress.update(0, len(models), f"{model} on {target}"),
+            on_failure=lambda model, target, error: failures.append((model, target, error)),
         )
+        if not measurements:
+            raise failures[0][2]
     if output is not None:
         from monograph.models.files import write_atomically
 
@@ -309,8 +313,13 @@ def measure(
         write_measurement_report(report, measurements, data, time.monotonic() - start_s)
     if as_json:
         print_json(measurements)
-        return
-    _show_measurements(measurements, progress)
+    else:
+        _show_measurements(measurements, progress)
+    if failures:
+        for model, target, error in failures[1:]:
+            progress.note(f"{model} on {target} was not measured: {error}")
+        model, target, error = failures[0]
+        raise type(error)(f"{model} on {target} was not measured: {error}")
 
 
 def _show_measurements(measurements: Sequence[Measurement], progress: Progress) -> None:

@@ -12,16 +12,16 @@ import pytest
 from pydantic import TypeAdapter
 from typer.testing import CliRunner
 
-from monograph.errors import ConfigError
+from monograph.errors import ConfigError, PlacementError
 from monograph.export.trace import export_torch
 from monograph.models.students import mlp
 from monograph.models.torch_model import TorchModel
 from monograph.pipelines.cli import _exit_code, app
 from monograph.pipelines.measure import measure_models
 from monograph.pipelines.schema import measurement_schema, schema_json
-from monograph.runtime.job import run_in_process
+from monograph.runtime.job import Job, RawRun, run_in_process
 from monograph.runtime.results import Measurement
-from monograph.runtime.targets import TARGETS
+from monograph.runtime.targets import TARGETS, Availability
 from monograph.runtime.timing import TimingRule
 
 QUICK = TimingRule(min_runs=40, min_s=0.0, max_s=2.0, warmup_s=0.0)
@@ -247,3 +247,35 @@ def test_what_cannot_be_measured_is_refused(case: str, scorer: Path, clicks: Pat
 def test_reference_needs_parity_in_python_too(scorer: Path):
     with pytest.raises(ConfigError, match="give --parity"):
         measure_models([scorer], reference="py:a:b")
+
+
+class TestFailuresBesideOthers:
+    @pytest.fixture
+    def broken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def run(job: Job) -> RawRun:
+            raise PlacementError("the board ran nothing")
+
+        monkeypatch.setitem(TARGETS, "board", replace(CPU, name="board", run=run))
+
+    @pytest.mark.usefixtures("broken")
+    def test_what_could_be_measured_is_kept_and_the_failure_told(
+        self, scorer: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ):
+        out = tmp_path / "m.json"
+        assert _exit_code(["measure", str(scorer), "--on", "board,cpu", "-o", str(out), *FAST]) == 1
+        assert [record["target"] for record in json.loads(out.read_text())] == ["cpu"]
+        assert "scorer on board was not measured: the board ran nothing" in " ".join(capfd.readouterr().err.split())
+
+    @pytest.mark.usefixtures("broken")
+    def test_where_nothing_could_be_measured_nothing_is_written(self, scorer: Path, tmp_path: Path):
+        out = tmp_path / "m.json"
+        assert _exit_code(["measure", str(scorer), "--on", "board", "-o", str(out), *FAST]) == 1
+        assert not out.exists()
+        with pytest.raises(PlacementError, match="the board ran nothing"):
+            measure_models([scorer], on=["cpu", "board"], rule=QUICK)
+
+    def test_a_target_that_is_missing_is_told_before_anything_is_measured(self, scorer: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setitem(TARGETS, "cpu", replace(CPU, run=lambda job: pytest.fail("nothing is to be measured")))
+        monkeypatch.setitem(TARGETS, "board", replace(CPU, name="board", probe=lambda: Availability(False, "gone", "find it")))
+        with pytest.raises(ConfigError, match="target board is not here: gone: find it"):
+            measure_models([scorer], on=["cpu", "board"])
