@@ -81,6 +81,11 @@ class Job:
     stream: RowStream | None = None
     """All rows, read while they are run, for a target that can."""
 
+    @property
+    def streamed_row_count(self) -> int | None:
+        """How many rows come in chunks; None where all are there."""
+        return None if self.stream is None else self.stream.row_count
+
 
 @dataclass(frozen=True)
 class RawRun:
@@ -108,19 +113,9 @@ def run_in_process(job: Job, launcher: Launcher = LOCAL, timeout_s: float = TIME
     """
     with tempfile.TemporaryDirectory(prefix="monograph-rows-") as name:
         folder = Path(name)
-        with _feeding(job, folder):
-            raw = call_with_rows(
-                TIME_AND_RUN,
-                job,
-                folder,
-                launcher,
-                timeout_s,
-                streamed_row_count=None if job.stream is None else job.stream.row_count,
-            )
-        outputs_file = folder / OUTPUTS_FILE
-        # A mapped file that is removed stays readable until nothing maps it any more.
-        mode: Literal["r"] | None = None if job.stream is None else "r"
-        outputs = np.load(outputs_file, mmap_mode=mode, allow_pickle=False) if outputs_file.exists() else None
+        with feeding(job, folder):
+            raw = call_with_rows(TIME_AND_RUN, job, folder, launcher, timeout_s, streamed_row_count=job.streamed_row_count)
+        outputs = read_outputs(job, folder)
     return raw_run_of(raw, outputs)
 
 
@@ -153,7 +148,16 @@ def raw_run_of(raw: Mapping[str, Any], outputs: Array | None) -> RawRun:
     )
 
 
-def _feeding(job: Job, folder: Path) -> AbstractContextManager[object]:
+def read_outputs(job: Job, folder: Path) -> Array | None:
+    """Return what the measuring process wrote of the outputs; those of streamed rows stay on disk."""
+    outputs_file = folder / OUTPUTS_FILE
+    # A mapped file that is removed stays readable until nothing maps it any more.
+    mode: Literal["r"] | None = None if job.stream is None else "r"
+    return np.load(outputs_file, mmap_mode=mode, allow_pickle=False) if outputs_file.exists() else None
+
+
+def feeding(job: Job, folder: Path) -> AbstractContextManager[object]:
+    """Hand streamed rows to the measuring process, in ``folder``, while the block lasts."""
     if job.stream is None or job.rows is None:
         return nullcontext()
     return Feeder(job.stream, folder, chunk_rows(job.rows, scoring_batch_size(job.contender.contract)))

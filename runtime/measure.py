@@ -112,10 +112,10 @@ def measure(
 
 
 def _job(contender: Contender, target: Target, rows: Rows | RowStream | None, settings: Settings) -> Job:
-    """A target that runs models in a way of its own is given all rows at once."""
+    """Return what the target is to run: rows as they are read, where it can take them so."""
     if rows is None or isinstance(rows, Rows):
         return Job(contender, rows, settings)
-    if target.run is not run_in_process:
+    if not target.streams_rows:
         return Job(contender, rows.read(0, rows.row_count), settings)
     return Job(contender, rows.read(0, max(settings.batch_sizes)), settings, rows)
 

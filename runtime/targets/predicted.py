@@ -30,6 +30,7 @@ def predicted_target(name: str, title: str, provider: str, where: str, options: 
         session=SessionSpec(provider, options=dict(options or {})),
         run=run_in_process if is_here else run_nothing,
         call=call_in_process if is_here else None,
+        streams_rows=is_here,
     )
 
 

@@ -119,6 +119,7 @@ def ssh_target(name: str) -> Target:
         partial(_probe, address),
         run=partial(_run, address),
         call=partial(_call, address),
+        streams_rows=False,
     )
 
 

@@ -49,6 +49,8 @@ class Target:
     call: Callable[[str, Job], Any] | None = call_in_process
     """Call a function of :mod:`monograph.runtime.extra_runs` where the target is, for what is measured beside the timing; None
     where there is no Python that could."""
+    streams_rows: bool = True
+    """Whether ``run`` takes rows as they are read; otherwise it is given all of them at once."""
     lowering: str | None = None
     """What a model has to become first: a name in ``export.lowering.LOWERINGS``."""
     install: Callable[[], str] | None = None

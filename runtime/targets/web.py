@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 
 from monograph.errors import ConfigError, MissingPackageError, PlacementError
-from monograph.runtime.job import Job, RawRun
+from monograph.runtime.job import Job, RawRun, feeding, read_outputs
 from monograph.runtime.process import call_in_fresh_process
 from monograph.runtime.results import Evidence, Placed
-from monograph.runtime.runner import OUTPUTS_FILE, ROWS_FILE
+from monograph.runtime.runner import ROWS_FILE
 from monograph.runtime.session import usable_cores
 from monograph.runtime.session_spec import CPU_PROVIDER, SessionSpec
 from monograph.runtime.targets.target import Availability, Target
@@ -91,21 +91,21 @@ def run_in_browser(job: Job, kind: str, *, isolated: bool = True) -> RawRun:
         folder = Path(name)
         if job.rows is not None:
             job.rows.save(folder / ROWS_FILE)
-        raw = call_in_fresh_process(
-            "monograph.runtime.web.driver:time_and_run_in_browser",
-            {
-                "kind": kind,
-                "chromium": chromium,
-                "library": str(find_library()),
-                **_model_files(job),
-                "provider_options": options,
-                "contract_json": job.contender.contract.to_json(),
-                "folder": name,
-                "settings": asdict(job.settings) | {"threads": threads},
-                "isolated": isolated,
-            },
-        )
-        outputs = np.load(folder / OUTPUTS_FILE, allow_pickle=False) if job.rows is not None else None
+        arguments = {
+            "kind": kind,
+            "chromium": chromium,
+            "library": str(find_library()),
+            **_model_files(job),
+            "provider_options": options,
+            "contract_json": job.contender.contract.to_json(),
+            "folder": name,
+            "settings": asdict(job.settings) | {"threads": threads},
+            "isolated": isolated,
+            "streamed_row_count": job.streamed_row_count,
+        }
+        with feeding(job, folder):
+            raw = call_in_fresh_process("monograph.runtime.web.driver:time_and_run_in_browser", arguments)
+        outputs = read_outputs(job, folder)
     placement = tuple(
         Placed(record["provider"], tuple(record["nodes"]), tuple(record["op_types"]), record["partition_count"])
         for record in raw["placement"]

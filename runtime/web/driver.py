@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from monograph.errors import MissingPackageError, SourceError, WorkerError
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
 from monograph.runtime.runner import OUTPUTS_FILE, ROWS_FILE, possible_batch_sizes, run_all_rows, timing_inputs
+from monograph.runtime.streaming import run_chunks
 from monograph.runtime.timing import RawTiming, TimingRule, Until, time_series
 from monograph.runtime.web.placement import read_placement
 from monograph.runtime.web.server import PageServer, serving
@@ -118,6 +120,7 @@ def time_and_run_in_browser(
     folder: str,
     settings: Mapping[str, Any],
     isolated: bool,
+    streamed_row_count: int | None = None,
 ) -> dict[str, Any]:
     """Child side: load, time at each batch size, then run all rows once; returns raw nanoseconds.
 
@@ -132,6 +135,7 @@ def time_and_run_in_browser(
         folder: where the rows lie and the outputs go.
         settings: as for the processes of other targets.
         isolated: send the headers without which a page has neither threads nor the fine clock.
+        streamed_row_count: how many rows come in chunks, where they do; the file of rows then holds those that are timed.
 
     Raises:
         MissingPackageError: playwright is not installed.
@@ -160,7 +164,9 @@ def time_and_run_in_browser(
             session.time(timing_inputs(contract, rows, size), create_ns, rule) for size in (sizes[:1] if is_emulated else sizes)
         ]
         peak = _peak_memory_bytes(browser, kind)
-        if rows is not None:
+        if streamed_row_count is not None:
+            run_chunks(partial(run_all_rows, session, contract), Path(folder), Path(folder) / OUTPUTS_FILE, streamed_row_count)
+        elif rows is not None:
             outputs = run_all_rows(session, contract, rows, settings["row_batches"])
             np.save(Path(folder) / OUTPUTS_FILE, outputs, allow_pickle=False)
         log.clear()

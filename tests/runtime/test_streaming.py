@@ -16,8 +16,9 @@ import pytest
 from monograph.errors import DataError, SourceError
 from monograph.models.data.rows import Rows
 from monograph.models.data.stream import open_stream
+from monograph.models.onnx_file import read_onnx
 from monograph.runtime.job import Job, run_in_process
-from monograph.runtime.measure import Contender, Settings, measure
+from monograph.runtime.measure import Contender, Settings, measure, onnx_contender
 from monograph.runtime.streaming import chunk_rows
 from monograph.runtime.targets import find_target
 
@@ -121,8 +122,26 @@ def test_a_target_that_runs_models_its_own_way_is_given_all_rows(
 
     made, data = contender(classifier()), parquet(tmp_path / "rows.parquet", 500)
     with open_stream(str(data), made.contract) as stream:
-        assert measure(made, replace(CPU, run=run), stream, quick).accuracy.row_count == 500
+        assert measure(made, replace(CPU, run=run, streams_rows=False), stream, quick).accuracy.row_count == 500
     assert seen == [(500, None)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["arm64", "webgpu", pytest.param("web-wasm", marks=pytest.mark.browser)])
+def test_rows_are_streamed_to_browsers_and_emulators_too(
+    classifier: Classifier, quick: Settings, weights: np.ndarray, tmp_path: Path, name: str
+):
+    target = find_target(name)
+    if not target.is_available():
+        pytest.skip(target.describe())
+    path, data, kept = classifier(), parquet(tmp_path / "rows.parquet", 9_001), []
+    file = read_onnx(path)
+    made = onnx_contender(path.stem, path, file.contract, file.sha256, file.size_bytes, target)
+    with open_stream(str(data), made.contract) as stream:
+        accuracy = measure(made, target, stream, quick, lambda run: kept.append(np.array(run.outputs))).accuracy
+    assert accuracy.row_count == 9_001
+    x = np.array(pq.read_table(data)["x"].to_pylist(), np.float32)
+    np.testing.assert_allclose(kept[0], x @ weights, rtol=1e-4, atol=1e-4)
 
 
 def test_an_iterable_dataset_is_streamed(
