@@ -1,6 +1,6 @@
 """What a target computes beside the processor here and beside PyTorch: the parity matrix of real models, on real rows.
 
-``python benchmarks/target_parity.py [--on TARGETS] [-o FILE]`` takes some ten minutes with the six targets that a Linux PC
+``python benchmarks/target_parity.py [--on TARGETS] [-o FILE]`` takes a quarter of an hour with the six targets that a Linux PC
 without a GPU has. It exports EfficientNet-Lite0 and MiniLM and runs them
 
 - as they are, beside PyTorch, on crops of photographs and on tweets;
@@ -111,8 +111,9 @@ def _compare(path: Path, on: Sequence[str], data: str, bar: float, reference: st
                 reference=reference,
             )
         except MonographError as error:
-            print(f"{path.stem:<14} {target:<11} cannot run: {error}"[:160], flush=True)
-            rows.append({"model": path.stem, "target": target, "cannot_run": str(error), "met": None})
+            why = str(error).replace(f"{path.parent}/", "")
+            print(f"{path.stem:<14} {target:<11} cannot run: {why}"[:160], flush=True)
+            rows.append({"model": path.stem, "target": target, "cannot_run": why, "met": None})
             continue
         rows += [_row(one, agreement, bar) for one in measured if one.target == target for agreement in one.parity]
     return rows
@@ -136,6 +137,8 @@ def _row(one: Measurement, agreement: Any, bar: float) -> dict[str, Any]:
         "device": one.device,
         "nodes_per_provider": one.nodes_per_provider,
         **asdict(agreement),
+        # Where a package lies is this machine's own affair.
+        "reference": agreement.reference.replace(f"{minilm_folder()}", minilm_folder().parent.name),
         "bar": bar if is_same_file else None,
         "met": met,
         "warnings": one.warnings,
