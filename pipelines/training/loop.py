@@ -1,0 +1,331 @@
+"""The training loop: fit on training rows, choose the epoch on validation rows. There is one, and this is it.
+
+What is minimised is told by an objective, which gives a loss for each row: so rows with and without labels can stand in one
+batch, and a batch that is cut into parts for want of memory gives the same gradient as the whole.
+
+A training can be resumed exactly: rows are ordered by seed and epoch, dropout is drawn by seed and step, and everything else
+stands in the checkpoint.
+
+Shape letters: ``b`` batch, ``c`` classes, ``n`` rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator, skip_first_batches
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, mse_loss
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+
+from monograph.errors import ConfigError, ContractError, MonographError
+from monograph.models.contract import Kind
+from monograph.models.data.rows import Rows
+from monograph.models.torch_model import TorchModel, output_tensors
+from monograph.pipelines.training.batches import UNLABELLED, Batch, dataset_of
+from monograph.pipelines.training.checkpoint import load_checkpoint, save_checkpoint
+from monograph.runtime.session import usable_cores
+
+Objective = Callable[[list[Tensor], Batch], Tensor]
+"""From the module's outputs for a batch to the loss of each of its rows, ``[b]``."""
+SCHEDULES = ("one-cycle", "cosine", "constant")
+SELECTIONS = ("loss", "top1")
+_VALIDATION_BATCH_SIZE = 512
+_STEPS_A_CHECKPOINT = 200
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train: AdamW, by default under a one-cycle schedule (Smith and Topin 2018, arXiv 1708.07120)."""
+
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    """The peak of the schedule."""
+    weight_decay: float = 1e-2
+    label_smoothing: float = 0.0
+    seed: int = 0
+    schedule: str = "one-cycle"
+    gradient_accumulation: int = 1
+    """Parts that a batch is cut into, one after another, for want of memory; the gradient is that of the whole batch."""
+    max_gradient_norm: float | None = None
+    ema_decay: float | None = None
+    """Of an exponential moving average of the weights, which is validated and kept in place of them."""
+    patience: int | None = None
+    """Epochs without a better one after which to stop."""
+    mixed_precision: str = "no"
+    """``no``, ``fp16`` or ``bf16``, as accelerate takes it."""
+    select: str = "loss"
+    """By what the best epoch is chosen on validation rows: ``loss``, the lowest, or ``top1``, the highest."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One epoch: mean losses (nats, or squared error), and the share of validation rows whose best class is right."""
+
+    train_loss: float
+    validation_loss: float
+    validation_top1: float
+    """Not a number for a model without classes."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """All epochs, and which of them was kept."""
+
+    epochs: tuple[Epoch, ...]
+    best_epoch: int
+    """Counted from 0."""
+
+
+@dataclass
+class _Progress:
+    """Where a training is, and what a checkpoint holds beside weights."""
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    """Steps done of this epoch."""
+    losses: list[float] = field(default_factory=list)
+    """Of this epoch's steps."""
+    epochs: list[Epoch] = field(default_factory=list)
+    best_epoch: int = 0
+    best_state: dict[str, Tensor] = field(default_factory=dict)
+
+
+def train(
+    model: TorchModel,
+    train_rows: Rows,
+    validation_rows: Rows,
+    settings: TrainingSettings,
+    on_epoch: Callable[[int, Epoch], None] = lambda number, epoch: None,
+    *,
+    objective: Objective | None = None,
+    folder: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
+    on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
+) -> Training:
+    """Train ``model`` in place and leave it with the weights of its best epoch, in eval mode.
+
+    Args:
+        model: what to train.
+        train_rows: labels may be missing where the objective asks for none.
+        validation_rows: with labels; the epoch is chosen on them.
+        settings: how.
+        on_epoch: told each epoch's number, from 0, and what came of it.
+        objective: what to minimise; cross-entropy by default, squared error for a model without classes.
+        folder: where checkpoints lie; with one, a training that was stopped goes on from there.
+        identity: what else must be the same for a checkpoint to be resumed, by name.
+        on_step: told the number of steps done, of all steps, and the loss of the last one.
+
+    Raises:
+        ContractError: the model gives neither logits nor plain numbers.
+        ConfigError: a setting is none, or a checkpoint was made with other settings.
+        DataError: validation rows without labels.
+        MonographError: the loss is not finite, or a checkpoint cannot be written; the last one is kept.
+    """
+    _check(model, settings)
+    validation_rows.required_labels()
+    return _Loop(model, train_rows, validation_rows, settings, objective, folder, identity or {}).run(on_epoch, on_step)
+
+
+def _check(model: TorchModel, settings: TrainingSettings) -> None:
+    if model.contract.kind not in (Kind.LOGITS, Kind.REGRESSION, Kind.EMBEDDING, Kind.SCORES):
+        raise ContractError(f"{model.name} gives {model.contract.kind.value}, and training on classes needs logits")
+    for name, chosen, known in (("schedule", settings.schedule, SCHEDULES), ("selection", settings.select, SELECTIONS)):
+        if chosen not in known:
+            raise ConfigError(f"unknown {name} {chosen!r}: choose from {', '.join(known)}")
+    if settings.epochs < 1 or settings.batch_size < 1 or settings.gradient_accumulation < 1:
+        raise ConfigError("epochs, batch size and gradient accumulation have to be at least 1")
+
+
+class _Loop:
+    """What one training holds: the model with its optimiser, the loaders, and where it is."""
+
+    def __init__(
+        self,
+        model: TorchModel,
+        train_rows: Rows,
+        validation_rows: Rows,
+        settings: TrainingSettings,
+        objective: Objective | None,
+        folder: Path | None,
+        identity: Mapping[str, Any],
+    ) -> None:
+        # In a container torch counts the host's cores, and threads beyond the quota only wait for one another.
+        torch.set_num_threads(usable_cores())
+        set_seed(settings.seed)
+        self.model, self.settings, self.folder = model, settings, folder
+        self.objective = objective or _own_objective(model.contract.kind, settings.label_smoothing)
+        self.identity = asdict(settings) | dict(identity)
+        self.accelerator = Accelerator(mixed_precision=settings.mixed_precision)
+        self.order = torch.Generator()
+        train_loader = DataLoader(
+            dataset_of(model, train_rows),
+            batch_size=settings.batch_size,
+            shuffle=True,
+            drop_last=len(train_rows) > settings.batch_size,
+            generator=self.order,
+        )
+        validation_loader = DataLoader(dataset_of(model, validation_rows), batch_size=_VALIDATION_BATCH_SIZE)
+        self.steps_an_epoch = len(train_loader)
+        optimizer = torch.optim.AdamW(model.module.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+        schedule = _schedule(optimizer, settings, settings.epochs * self.steps_an_epoch)
+        self.module, self.optimizer, self.train_loader, self.validation_loader, self.schedule = self.accelerator.prepare(
+            model.module, optimizer, train_loader, validation_loader, schedule
+        )
+        self.averaged = None if settings.ema_decay is None else _average(self.module, settings.ema_decay)
+        self.progress = _Progress()
+
+    def run(self, on_epoch: Callable[[int, Epoch], None], on_step: Callable[[int, int, float], None]) -> Training:
+        """Train to the end, from the last checkpoint on where there is one."""
+        self._resume()
+        progress = self.progress
+        while progress.epoch < self.settings.epochs and not self._is_out_of_patience():
+            self._train_epoch(on_step)
+            validated = self._validate()
+            epoch = Epoch(float(np.mean(progress.losses)), *validated)
+            self._require_finite(epoch.validation_loss, "the validation loss")
+            progress.epochs.append(epoch)
+            if self._is_best(epoch):
+                progress.best_epoch, progress.best_state = progress.epoch, self._weights()
+            progress.epoch, progress.step_in_epoch, progress.losses = progress.epoch + 1, 0, []
+            self._save()
+            on_epoch(progress.epoch - 1, epoch)
+        self.model.module.load_state_dict(progress.best_state)
+        self.model.module.to("cpu").eval()
+        return Training(tuple(progress.epochs), progress.best_epoch)
+
+    def _train_epoch(self, on_step: Callable[[int, int, float], None]) -> None:
+        progress, settings = self.progress, self.settings
+        self.module.train()
+        self.order.manual_seed(_seed(settings.seed, progress.epoch, 0))
+        for *inputs, labels, rows in skip_first_batches(self.train_loader, progress.step_in_epoch):
+            step = progress.epoch * self.steps_an_epoch + progress.step_in_epoch
+            torch.manual_seed(_seed(settings.seed, step, 1 + self.accelerator.process_index))
+            loss = self._step(Batch(tuple(inputs), labels, rows))
+            progress.step_in_epoch += 1
+            progress.losses.append(loss)
+            self._require_finite(loss, "the loss")
+            on_step(step + 1, settings.epochs * self.steps_an_epoch, loss)
+            if progress.step_in_epoch % _STEPS_A_CHECKPOINT == 0:
+                self._save()
+
+    def _step(self, batch: Batch) -> float:
+        """Take one step of the optimiser; the mean over the batch's rows is minimised, however it is cut."""
+        self.optimizer.zero_grad()
+        total = torch.zeros((), device=batch.rows.device)
+        for part in batch.chunks(self.settings.gradient_accumulation):
+            with self.accelerator.autocast():
+                outputs = output_tensors(self.module(*part.inputs))
+            loss = self.objective([output.float() for output in outputs], part).sum() / len(batch)
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        if self.settings.max_gradient_norm is not None:
+            self.accelerator.clip_grad_norm_(self.module.parameters(), self.settings.max_gradient_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.module)
+        return float(total)
+
+    @torch.inference_mode()
+    def _validate(self) -> tuple[float, float]:
+        module = self.module if self.averaged is None else self.averaged
+        module.eval()
+        all_outputs, all_labels = [], []
+        for *inputs, labels, _ in self.validation_loader:
+            outputs, targets = self.accelerator.gather_for_metrics((output_tensors(module(*inputs))[0].float(), labels))
+            all_outputs.append(outputs)
+            all_labels.append(targets)
+        outputs, labels = torch.cat(all_outputs), torch.cat(all_labels)  # [n, c], [n]
+        if not self.model.contract.kind.has_classes:
+            return float(mse_loss(outputs.reshape(labels.shape), labels)), math.nan
+        return float(cross_entropy(outputs, labels)), float((outputs.argmax(1) == labels).float().mean())
+
+    def _is_best(self, epoch: Epoch) -> bool:
+        past = self.progress.epochs[:-1]
+        if not past:
+            return True
+        best = self.progress.epochs[self.progress.best_epoch]
+        if self.settings.select == "top1" and epoch.validation_top1 != best.validation_top1:
+            return epoch.validation_top1 > best.validation_top1
+        return epoch.validation_loss <= best.validation_loss
+
+    def _is_out_of_patience(self) -> bool:
+        return self.settings.patience is not None and self.progress.epoch - self.progress.best_epoch > self.settings.patience
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Return the weights to keep: the average's, where there is one."""
+        module = self.accelerator.unwrap_model(self.module if self.averaged is None else self.averaged.module)
+        return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
+
+    def _require_finite(self, value: float, what: str) -> None:
+        if not math.isfinite(value):
+            step = self.progress.epoch * self.steps_an_epoch + self.progress.step_in_epoch
+            kept = "; the last checkpoint is kept" if self.folder is not None else ""
+            raise MonographError(
+                f"{self.model.name}: {what} is not finite in epoch {self.progress.epoch + 1}, at step {step}{kept}: try a lower "
+                "learning rate"
+            )
+
+    def _save(self) -> None:
+        if self.folder is None or not self.accelerator.is_main_process:
+            return
+        progress = self.progress
+        state = {
+            "module": self.accelerator.unwrap_model(self.module).state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "progress": vars(progress) | {"epochs": [asdict(epoch) for epoch in progress.epochs]},
+        }
+        save_checkpoint(self.folder, state, self.identity)
+
+    def _resume(self) -> None:
+        state = None if self.folder is None else load_checkpoint(self.folder, self.identity)
+        if state is None:
+            return
+        self.accelerator.unwrap_model(self.module).load_state_dict(state["module"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        told = state["progress"]
+        self.progress = _Progress(**told | {"epochs": [Epoch(**epoch) for epoch in told["epochs"]]})
+
+
+def _own_objective(kind: Kind, label_smoothing: float) -> Objective:
+    def classes(outputs: list[Tensor], batch: Batch) -> Tensor:
+        return cross_entropy(outputs[0], batch.labels, label_smoothing=label_smoothing, ignore_index=UNLABELLED, reduction="none")
+
+    def numbers(outputs: list[Tensor], batch: Batch) -> Tensor:
+        error: Tensor = (outputs[0].reshape(batch.labels.shape) - batch.labels) ** 2
+        return error.reshape(len(batch), -1).mean(1)
+
+    return classes if kind.has_classes else numbers
+
+
+def _schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings, steps: int) -> LRScheduler:
+    if settings.schedule == "one-cycle":
+        return OneCycleLR(optimizer, settings.learning_rate, total_steps=steps)
+    if settings.schedule == "cosine":
+        return CosineAnnealingLR(optimizer, steps)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+
+
+def _average(module: nn.Module, decay: float) -> AveragedModel:
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call] # of torch
+
+
+def _seed(seed: int, number: int, purpose: int) -> int:
+    """Mix three numbers to one of 63 bits, so that neighbours share nothing."""
+    return int(np.random.SeedSequence([seed, number, purpose]).generate_state(1, np.uint64)[0] >> 1)
