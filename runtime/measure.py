@@ -31,13 +31,14 @@ if TYPE_CHECKING:
     from monograph.models.data.stream import RowStream
 
 Array = npt.NDArray[Any]
+_ONE_FILE = "monograph.runtime.runner:load_onnx"
 __all__ = ["BATCH_SIZES", "Contender", "Settings", "measure", "onnx_contender", "raw_timings"]
 
 
 def onnx_contender(name: str, path: Path, contract: Contract, sha256: str, size_bytes: int, target: Target) -> Contender:
     """Return the contender that runs one ONNX file, or a cascade in stages, by ``target``'s provider."""
     arguments = {"path": str(path.absolute()), "spec": asdict(target.session)}
-    loader = staged.LOADER if path.is_dir() else "monograph.runtime.runner:load_onnx"
+    loader = staged.LOADER if path.is_dir() else _ONE_FILE
     return Contender(name, loader, arguments, contract, sha256, size_bytes, path.absolute())
 
 
@@ -81,7 +82,7 @@ def measure(
     is_timed = bool(run.timings) and evidence in (Evidence.EXECUTED, Evidence.DEVICE)
     if is_timed:
         warnings += [warning for raw in run.timings for warning in timing_warnings(raw)]
-    if is_timed and len(run.placement) > 1:
+    if is_timed and len({placed.provider for placed in run.placement}) > 1 and contender.loader == _ONE_FILE:
         job = replace(job, settings=replace(job.settings, profile=True))  # a mixture: whose time is it?
     extras = measure_extras(job, target, run.timings) if is_timed else Extras()
     environment = run.environment or describe_environment(threads, settings.spinning, before)
