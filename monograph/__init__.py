@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from monograph.pipelines.cascade import cascade_models, plan_cascade_models
+    from monograph.pipelines.distill import distill_model
     from monograph.pipelines.export import export_model
     from monograph.pipelines.fuse import fuse_models, plan_models
+    from monograph.pipelines.lower import lower_model
     from monograph.pipelines.measure import measure_models
     from monograph.pipelines.run import run_pipeline
     from monograph.pipelines.soup import plan_soup_models, soup_models
@@ -22,9 +24,11 @@ __version__ = "0.1.0"
 _VERBS = {
     "cascade_models": "monograph.pipelines.cascade",
     "plan_cascade_models": "monograph.pipelines.cascade",
+    "distill_model": "monograph.pipelines.distill",
     "export_model": "monograph.pipelines.export",
     "fuse_models": "monograph.pipelines.fuse",
     "plan_models": "monograph.pipelines.fuse",
+    "lower_model": "monograph.pipelines.lower",
     "measure_models": "monograph.pipelines.measure",
     "run_pipeline": "monograph.pipelines.run",
     "plan_soup_models": "monograph.pipelines.soup",
@@ -35,8 +39,10 @@ _VERBS = {
 __all__ = [
     "__version__",
     "cascade_models",
+    "distill_model",
     "export_model",
     "fuse_models",
+    "lower_model",
     "measure_models",
     "plan_cascade_models",
     "plan_models",

@@ -18,6 +18,8 @@ import numpy.typing as npt
 from monograph.errors import DataError
 
 Array = npt.NDArray[Any]
+UNLABELLED = -1
+"""The label of a row that has none, among others that have one."""
 _LABELS = "y"
 _CLASS_NAMES = "class_names"
 

@@ -16,6 +16,7 @@ from rich.console import Console
 
 import monograph
 from monograph.errors import ConfigError, MonographError
+from monograph.pipelines.cli.distill import distill
 from monograph.pipelines.cli.fusion import fuse
 from monograph.pipelines.cli.lower import lower
 from monograph.pipelines.cli.options import (
@@ -193,6 +194,7 @@ def export(
 app.command()(fuse)
 app.command()(verify)
 app.command()(lower)
+app.command()(distill)
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Training: one loop, what it minimises, and checkpoints that it goes on from exactly."""
 
-from monograph.pipelines.training.batches import UNLABELLED, Batch
+from monograph.models.data.rows import UNLABELLED
+from monograph.pipelines.training.batches import Batch
 from monograph.pipelines.training.loop import Epoch, Objective, Training, TrainingSettings, train
 
 __all__ = ["UNLABELLED", "Batch", "Epoch", "Objective", "Training", "TrainingSettings", "train"]

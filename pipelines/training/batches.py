@@ -13,11 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from monograph.models.data.rows import Rows
+from monograph.models.data.rows import UNLABELLED, Rows
 from monograph.models.torch_model import TorchModel
-
-UNLABELLED = -1
-"""The label of a row that has none."""
 
 
 @dataclass(frozen=True)

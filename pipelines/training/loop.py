@@ -29,9 +29,9 @@ from torch.utils.data import DataLoader
 
 from monograph.errors import ConfigError, ContractError, MonographError
 from monograph.models.contract import Kind
-from monograph.models.data.rows import Rows
+from monograph.models.data.rows import UNLABELLED, Rows
 from monograph.models.torch_model import TorchModel, output_tensors
-from monograph.pipelines.training.batches import UNLABELLED, Batch, dataset_of
+from monograph.pipelines.training.batches import Batch, dataset_of
 from monograph.pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from monograph.runtime.session import usable_cores
 

@@ -7,7 +7,8 @@ from torch import nn
 
 from monograph.errors import ConfigError
 from monograph.models.contract import ImagePreprocessing, Kind, random_inputs
-from monograph.models.students import STUDENTS
+from monograph.models.sources import load_python_model, parse_source
+from monograph.models.students import ALL_STUDENTS, STUDENTS, mlp
 from monograph.models.torch_model import TorchModel
 
 SHAPES = [(1, 28, 28), (3, 32, 32), (3, 17, 23), (1, 8, 8)]
@@ -72,3 +73,18 @@ def test_dropout_is_what_was_asked_for(name: str):
 def test_an_input_that_is_no_picture_is_refused(name: str, input_shape: tuple[int, ...]):
     with pytest.raises(ConfigError, match=r"input_shape is \[.*\], expected \[channels, height, width\]"):
         STUDENTS[name](input_shape, 10)
+
+
+@pytest.mark.parametrize("name", ALL_STUDENTS)
+def test_a_student_is_a_model_source(name: str):
+    model = load_python_model(parse_source(f"py:monograph.models.students:{name}"), arguments={"width": 8})
+    assert model.name == name
+    outputs = model(random_inputs(model.contract, 3, np.random.default_rng(0)))
+    assert outputs[model.contract.output.name].shape == (3, *model.contract.output.shape[1:])
+
+
+def test_flat_features():
+    module, contract = mlp((30,), 4, width=8)
+    assert contract.inputs[0].describe() == "features: float32 [batch x 30]"
+    outputs = TorchModel(module, contract, "mlp")(random_inputs(contract, 3, np.random.default_rng(0)))
+    assert outputs["logits"].shape == (3, 4)

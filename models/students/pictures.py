@@ -1,42 +1,35 @@
-"""Small networks to teach, or to start from: a factory each, ``(input_shape, class_count, …) -> (module, contract)``.
+"""Students of pictures, and of flat features.
 
-Shape letters: ``b`` batch, ``k`` channels, ``h`` height, ``w`` width, ``c`` classes.
+Shape letters: ``b`` batch, ``k`` channels, ``h`` height, ``w`` width, ``f`` features, ``c`` classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 
 from torch import nn
 
-from monograph.errors import ConfigError
-from monograph.models.contract import Contract, ImagePreprocessing, Kind, TensorSpec
-
-ModuleAndContract = tuple[nn.Module, Contract]
-
-
-def image_classifier_contract(input_shape: Sequence[int], class_count: int) -> Contract:
-    """Pixels ``float32 [b, k, h, w]`` in [-1, 1] to logits ``float32 [b, c]``."""
-    if len(input_shape) != 3:
-        raise ConfigError(f"input_shape is {list(input_shape)}, expected [channels, height, width]")
-    pixels = TensorSpec(
-        "pixels",
-        "float32",
-        ("batch", *input_shape),
-        ImagePreprocessing(mean=(0.5,) * input_shape[0], std=(0.5,) * input_shape[0]),
-    )
-    return Contract((pixels,), (TensorSpec("logits", "float32", ("batch", class_count)),), Kind.LOGITS)
+from monograph.models.students.contracts import ModuleAndContract, feature_classifier_contract, image_classifier_contract
 
 
 def mlp(
     input_shape: Sequence[int] = (1, 28, 28), class_count: int = 10, width: int = 256, dropout: float = 0.2
 ) -> ModuleAndContract:
-    """Two hidden layers of ``width`` units on the flattened picture."""
-    contract = image_classifier_contract(input_shape, class_count)
-    pixel_count = input_shape[0] * input_shape[1] * input_shape[2]
+    """Two hidden layers of ``width`` units on the flattened picture, or on the features of ``input_shape`` ``[f]``.
+
+    Raises:
+        ConfigError: ``input_shape`` is neither ``[k, h, w]`` nor ``[f]``.
+    """
+    is_flat = len(input_shape) == 1
+    contract = (
+        feature_classifier_contract(input_shape[0], class_count)
+        if is_flat
+        else image_classifier_contract(input_shape, class_count)
+    )
     module = nn.Sequential(
-        nn.Flatten(),  # [b, k*h*w]
-        nn.Linear(pixel_count, width),
+        nn.Flatten(),  # [b, f] with f = k*h*w
+        nn.Linear(math.prod(input_shape), width),
         nn.ReLU(),
         nn.Dropout(dropout),
         nn.Linear(width, width),
@@ -50,7 +43,11 @@ def mlp(
 def conv(
     input_shape: Sequence[int] = (1, 28, 28), class_count: int = 10, width: int = 16, dropout: float = 0.2
 ) -> ModuleAndContract:
-    """Three 3×3 convolutions, each followed by BatchNorm and halving the picture, then one linear layer."""
+    """Three 3×3 convolutions, each followed by BatchNorm and halving the picture, then one linear layer.
+
+    Raises:
+        ConfigError: ``input_shape`` is not ``[k, h, w]``.
+    """
     contract = image_classifier_contract(input_shape, class_count)
     layers: list[nn.Module] = []
     channels = input_shape[0]
@@ -68,7 +65,11 @@ def conv(
 def separable_conv(
     input_shape: Sequence[int] = (1, 28, 28), class_count: int = 10, width: int = 24, dropout: float = 0.2
 ) -> ModuleAndContract:
-    """A strided stem, then depthwise-separable convolutions (Howard et al. 2017, arXiv 1704.04861)."""
+    """A strided stem, then depthwise-separable convolutions (Howard et al. 2017, arXiv 1704.04861).
+
+    Raises:
+        ConfigError: ``input_shape`` is not ``[k, h, w]``.
+    """
     contract = image_classifier_contract(input_shape, class_count)
     layers: list[nn.Module] = [
         nn.Conv2d(input_shape[0], width, 3, stride=2, padding=1, bias=False),
@@ -92,6 +93,3 @@ def separable_conv(
 def _with_head(layers: Sequence[nn.Module], channels: int, class_count: int, dropout: float) -> nn.Module:
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels, class_count))
     return nn.Sequential(*layers, *head)
-
-
-STUDENTS: dict[str, Callable[..., ModuleAndContract]] = {"mlp": mlp, "conv": conv, "separable_conv": separable_conv}

@@ -1,0 +1,106 @@
+"""A student of texts: a small transformer encoder of plain modules, which both of PyTorch's exporters can write.
+
+Shape letters: ``b`` batch, ``s`` sequence, ``d`` width, ``n`` heads, ``c`` classes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from monograph.errors import ConfigError
+from monograph.models.students.contracts import ModuleAndContract, text_classifier_contract
+
+_MASKED_SCORE = -1e4
+"""Added to the scores of padding: its exponential is zero, and float16 can hold it."""
+
+
+def transformer(
+    vocabulary_size: int = 30522,
+    max_length: int = 128,
+    class_count: int = 2,
+    width: int = 128,
+    depth: int = 2,
+    heads: int = 2,
+    dropout: float = 0.1,
+) -> ModuleAndContract:
+    """``depth`` pre-norm encoder layers of ``width`` units on token ids with learned positions, and their masked mean.
+
+    Takes ``input_ids`` and ``attention_mask`` int64 ``[b, s]`` with ``s`` up to ``max_length`` tokens; gives ``logits``
+    float32 ``[b, c]``. The tokenizer is not part of it. Source: Xiong et al. 2020, arXiv 2002.04745 (pre-norm).
+
+    Raises:
+        ConfigError: a size is not positive, or ``heads`` does not divide ``width``.
+    """
+    sizes = {"vocabulary_size": vocabulary_size, "max_length": max_length, "width": width, "depth": depth, "heads": heads}
+    for name, size in sizes.items():
+        if size < 1:
+            raise ConfigError(f"{name} is {size}, expected a positive number")
+    if width % heads:
+        raise ConfigError(f"width {width} is no multiple of heads {heads}: each head takes an equal share of the width")
+    module = TextClassifier(vocabulary_size, max_length, class_count, width, depth, heads, dropout)
+    return module, text_classifier_contract(vocabulary_size, max_length, class_count)
+
+
+class TextClassifier(nn.Module):
+    """Token ids to logits; what :func:`transformer` makes."""
+
+    def __init__(
+        self, vocabulary_size: int, max_length: int, class_count: int, width: int, depth: int, heads: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.token_embedding = nn.Embedding(vocabulary_size, width)
+        self.position_embedding = nn.Embedding(max_length, width)
+        for table in (self.token_embedding, self.position_embedding):
+            nn.init.normal_(table.weight, std=0.02)  # as in BERT: PyTorch's own std of 1 would drown what the layers add
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(EncoderLayer(width, heads, dropout) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, class_count)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return ``logits`` float32 ``[b, c]`` for ``input_ids`` and ``attention_mask`` int64 ``[b, s]``."""
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+        hidden = self.dropout(self.token_embedding(input_ids) + self.position_embedding(positions))  # [b x s x d]
+        mask = attention_mask.to(hidden.dtype)  # [b x s]
+        bias = ((1 - mask) * _MASKED_SCORE)[:, None, None, :]  # [b x 1 x 1 x s]
+        for layer in self.layers:
+            hidden = layer(hidden, bias)
+        weights = mask[:, :, None]  # [b x s x 1]
+        mean = (self.norm(hidden) * weights).sum(1) / weights.sum(1).clamp(min=1)  # [b x d]
+        logits: torch.Tensor = self.head(self.dropout(mean))
+        return logits
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention, then two linear layers; each on a normed copy of what it adds to."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.head_width = heads, width // heads
+        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query, self.key, self.value = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
+        self.attention_output = nn.Linear(width, width)
+        self.feed_forward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Return ``[b, s, d]`` for ``hidden`` ``[b, s, d]`` and what is added to the scores, ``bias`` ``[b, 1, 1, s]``."""
+        hidden = hidden + self.dropout(self._attend(self.attention_norm(hidden), bias))
+        added: torch.Tensor = self.dropout(self.feed_forward(self.feed_forward_norm(hidden)))
+        return hidden + added
+
+    def _attend(self, hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        query, key, value = (self._by_head(project(hidden)) for project in (self.query, self.key, self.value))
+        scores = query @ key.transpose(2, 3) / math.sqrt(self.head_width) + bias  # [b x n x s x s]
+        mixed = self.dropout(scores.softmax(-1)) @ value  # [b x n x s x d/n]
+        batch, sequence = hidden.shape[:2]
+        output: torch.Tensor = self.attention_output(mixed.transpose(1, 2).reshape(batch, sequence, -1))
+        return output
+
+    def _by_head(self, projected: torch.Tensor) -> torch.Tensor:
+        """Return ``[b, n, s, d/n]`` for ``[b, s, d]``."""
+        batch, sequence = projected.shape[:2]
+        return projected.reshape(batch, sequence, self.heads, self.head_width).transpose(1, 2)
