@@ -156,6 +156,44 @@ def test_a_teacher_that_wants_other_pixels_gets_them(world: dict[str, str], tmp_
     assert raw.training.epochs[-1].validation_loss == pytest.approx(plain.training.epochs[-1].validation_loss, abs=1e-3)
 
 
+@pytest.mark.parametrize("student_names", [None, [str(digit) for digit in range(10)]])
+def test_a_teacher_that_counts_its_classes_backwards(
+    world: dict[str, str], tmp_path: Path, student_names: list[str] | None, monkeypatch: pytest.MonkeyPatch
+):
+    """Names in the data, in the teacher and maybe in the student: a class is the same wherever it stands."""
+    from monograph.models.contract import CONTRACT_KEY
+
+    names = [str(digit) for digit in range(10)]
+    named = dict(world)
+    for part in ("data", "unlabelled", "test"):
+        with np.load(world[part]) as table:
+            np.savez(tmp_path / f"{part}.npz", x=table["x"], y=table["y"], class_names=np.array(names))
+        named[part] = str(tmp_path / f"{part}.npz")
+    proto = onnx.load(world["teacher0"])
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    contract = json.loads(metadata[CONTRACT_KEY]) | {"class_names": names[::-1]}
+    onnx.helper.set_model_props(proto, metadata | {CONTRACT_KEY: json.dumps(contract)})
+    output = proto.graph.output[0].name
+    for node in proto.graph.node:
+        node.output[:] = ["forwards" if name == output else name for name in node.output]
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.arange(9, -1, -1), "backwards"))
+    proto.graph.node.append(onnx.helper.make_node("Gather", ["forwards", "backwards"], [output], axis=1))
+    onnx.save(proto, tmp_path / "backwards.onnx")
+    if student_names is not None:
+        (tmp_path / "named_student.py").write_text(
+            "from dataclasses import replace\nfrom monograph.models.students import separable_conv\n"
+            "def make():\n    module, contract = separable_conv((1, 8, 8), width=8, dropout=0.0)\n"
+            f"    return module, replace(contract, class_names={tuple(student_names)!r})\n"
+        )
+        monkeypatch.syspath_prepend(str(tmp_path))
+    choices = {} if student_names is None else {"student": "py:named_student:make", "student_arguments": {}}
+    plain = distilled(world, tmp_path / "plain", ("teacher0",))
+    made = distilled(named | {"b": str(tmp_path / "backwards.onnx")}, tmp_path / "out", ("b",), **choices)
+    assert made.teachers[0].accuracy.top1 == plain.teachers[0].accuracy.top1
+    assert made.student.accuracy.top1.estimate > 0.5
+    assert list(read_onnx(made.onnx).contract.class_names) == (student_names or names[::-1])
+
+
 def test_the_objective_looks_a_row_up_by_its_number():
     """A shuffled batch, rows with and without labels, two teachers."""
     torch.manual_seed(0)

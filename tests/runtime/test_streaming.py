@@ -134,12 +134,12 @@ def test_rows_are_streamed_to_browsers_and_emulators_too(
     target = find_target(name)
     if not target.is_available():
         pytest.skip(target.describe())
-    path, data, kept = classifier(), parquet(tmp_path / "rows.parquet", 9_001), []
+    path, data, kept = classifier(), parquet(tmp_path / "rows.parquet", 4_500), []
     file = read_onnx(path)
     made = onnx_contender(path.stem, path, file.contract, file.sha256, file.size_bytes, target)
     with open_stream(str(data), made.contract) as stream:
         accuracy = measure(made, target, stream, quick, lambda run: kept.append(np.array(run.outputs))).accuracy
-    assert accuracy.row_count == 9_001
+    assert accuracy.row_count == 4_500
     x = np.array(pq.read_table(data)["x"].to_pylist(), np.float32)
     np.testing.assert_allclose(kept[0], x @ weights, rtol=1e-4, atol=1e-4)
 
