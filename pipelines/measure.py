@@ -68,7 +68,7 @@ def measure_models(
     """Measure each model on each target, each in a fresh process of its own.
 
     Args:
-        models: ONNX files.
+        models: ONNX files, or folders that ``lower --to sessions`` wrote.
         on: names of targets.
         data: DATA; with labels it gives accuracy, without it random rows are timed and nothing is scored.
         calibration: DATA that models are quantised with, for targets that take quantised ones only; labels are not needed.

@@ -199,7 +199,7 @@ app.command()(distill)
 
 @app.command()
 def measure(
-    models: Annotated[list[Path] | None, typer.Argument(help="One or more ONNX files.")] = None,
+    models: Annotated[list[Path] | None, typer.Argument(help="ONNX files, or folders of cascades in stages.")] = None,
     on: Annotated[str, typer.Option(help="Targets, separated by commas; `monograph targets` lists them.")] = "cpu",
     data: Annotated[str | None, typer.Option(help=f"Labelled test rows for accuracy. {DATA}.")] = None,
     data_column: DataColumns = None,
