@@ -28,6 +28,7 @@ bench: $(VENV)/.dev system
 	$(VENV)/bin/python benchmarks/horizontal_speed.py
 	$(VENV)/bin/python benchmarks/harness_selftest.py
 	$(VENV)/bin/python benchmarks/target_parity.py
+	$(VENV)/bin/python benchmarks/distillation.py
 
 # What `demo` needs. torch goes first and pinned, so that no other package brings a build with gigabytes of CUDA.
 $(VENV)/.demo: pyproject.toml constraints.txt
