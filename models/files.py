@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from monograph.errors import ConfigError
 
@@ -60,6 +60,13 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_plain_name(name: object) -> bool:
+    """Say whether ``name`` is that of a file in the folder at hand, and leads nowhere else on any system."""
+    if not isinstance(name, str) or name in ("", ".", ".."):
+        return False
+    return PurePath(name).name == name and "\\" not in name and "\0" not in name
 
 
 def sha256_of_files(paths: list[Path]) -> str:

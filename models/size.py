@@ -58,12 +58,12 @@ def _counted_kernels() -> Iterator[None]:
     """Turn off fused kernels of the CPU, which the counter does not know and takes for free."""
     fast_path, mkldnn = torch.backends.mha.get_fastpath_enabled(), torch.backends.mkldnn
     torch.backends.mha.set_fastpath_enabled(False)
-    flags = mkldnn.set_flags(_enabled=False, _fp32_precision=None)  # type: ignore[no-untyped-call]
+    flags = mkldnn.set_flags(_enabled=False, _fp32_precision=None)  # type: ignore[no-untyped-call] # torch's own
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
-        mkldnn.set_flags(_enabled=flags[0], _fp32_precision=None)  # type: ignore[no-untyped-call]
+        mkldnn.set_flags(_enabled=flags[0], _fp32_precision=None)  # type: ignore[no-untyped-call] # torch's own
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 

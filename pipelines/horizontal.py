@@ -14,7 +14,6 @@ from monograph.export.fusion.horizontal.choice import ASKED, HorizontalChoice, c
 from monograph.models.data.rows import Rows
 from monograph.runtime.compare import compare
 from monograph.runtime.measure import Settings, onnx_contender
-from monograph.runtime.results import Evidence
 from monograph.runtime.targets import Target, find_target
 
 OFF, AUTO, ON = "off", "auto", "on"
@@ -88,7 +87,7 @@ def _available_target(name: str | None) -> Target:
     if not target.is_available():
         raise ConfigError(f"target {target.name} cannot be measured on here: {target.describe()}")
     evidence = target.evidence_here
-    if target.lowering is not None or evidence not in (Evidence.EXECUTED, Evidence.DEVICE):
+    if target.lowering is not None or not evidence.gives_latency:
         raise ConfigError(
             f"--horizontal auto decides by latency, and none can be measured on {target.name} here ({evidence.value}): "
             "name a target that runs such graphs on real hardware, or choose by --horizontal on"

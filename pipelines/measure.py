@@ -126,8 +126,7 @@ def _targets(on: Sequence[str], options: Mapping[str, str], parity: bool) -> lis
     """Return the targets with the provider's options; what is missing is told before hours of others, not after."""
     targets = [find_target(name).with_options(options) for name in (matrix_targets(on) if parity else on)]
     for target in targets:
-        if not (here := target.probe()).is_here:
-            raise ConfigError(f"target {target.name} is not here: {here.describe()}")
+        target.require_here()
     return targets
 
 

@@ -125,7 +125,7 @@ def verify_model(
         # The checks run the model: only then is known what a target like a GPU under WebGPU really was.
         golden=() if golden is None else check_golden(golden, session, tolerance),
         fresh=tuple(check for batch in fresh for check in check_batch(batch, session, fresh_tolerance)),
-        evidence=(sent and sent.evidence) or target.probe().evidence or target.evidence,
+        evidence=(sent and sent.evidence) or target.evidence_here,
         changes=() if golden is None else _changes(golden, path),
         left_out=() if golden is None else golden.left_out,
         members=names,

@@ -12,7 +12,7 @@ from monograph.runtime.latency import load_warnings, summarise_load
 from monograph.runtime.load import RawLoad
 from monograph.runtime.loadgen import LoadgenSpec, check_loadgen
 from monograph.runtime.profiling import profile_from_record
-from monograph.runtime.results import Evidence, Load, LoadgenResult, Profile
+from monograph.runtime.results import Load, LoadgenResult, Profile
 from monograph.runtime.targets.target import Target
 from monograph.runtime.timing import RawTiming
 
@@ -37,7 +37,7 @@ def wanted_extras(settings: Settings) -> list[str]:
 
 def can_measure_extras(target: Target) -> bool:
     """Say whether ``target`` has a Python of its own, and times that are a latency."""
-    return target.call is not None and target.evidence_here in (Evidence.EXECUTED, Evidence.DEVICE)
+    return target.call is not None and target.evidence_here.gives_latency
 
 
 def check_extras(targets: Sequence[Target], settings: Settings) -> None:

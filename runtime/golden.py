@@ -17,7 +17,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from monograph.errors import ContractError, SourceError, WorkerError
 from monograph.models.contract import CONTRACT_KEY, Contract, random_inputs
+from monograph.models.files import is_plain_name
 from monograph.runtime.closeness import compare_arrays
 from monograph.runtime.packing import LARGEST_BYTES, unpack
 
@@ -356,7 +357,7 @@ def _text(value: Any) -> str | None:
 
 
 def _plain_name(name: str) -> str:
-    if name in ("", ".", "..") or PurePath(name).name != name or "\\" in name or "\0" in name:
+    if not is_plain_name(name):
         raise ValueError(f"data file {name!r} is no plain name")
     return name
 

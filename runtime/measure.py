@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from monograph.errors import ConfigError
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
 from monograph.runtime import staged
@@ -22,7 +21,7 @@ from monograph.runtime.extras import Extras, check_extras, measure_extras
 from monograph.runtime.job import BATCH_SIZES, Contender, Job, RawRun, Settings, run_in_process
 from monograph.runtime.latency import summarise_latency, summarise_throughput, timing_warnings
 from monograph.runtime.placement import check_placement
-from monograph.runtime.results import Accuracy, Evidence, Measurement, Scorecard
+from monograph.runtime.results import Accuracy, Measurement, Scorecard
 from monograph.runtime.session import usable_cores
 from monograph.runtime.targets import Target
 from monograph.runtime.timing import RawTiming
@@ -56,9 +55,7 @@ def measure(
         PlacementError: something else ran the model, or a part of it that counts.
         MonographError: the contender cannot be loaded or run.
     """
-    here = target.probe()
-    if not here.is_here:
-        raise ConfigError(f"target {target.name} is not here: {here.describe()}")
+    here = target.require_here()
     check_extras([target], settings)
     warnings, before = environment_warnings(), look_before()
     threads = settings.threads or usable_cores()
@@ -79,7 +76,7 @@ def measure(
     on_run(run)
     evidence = run.evidence or here.evidence or target.evidence
     scorecard, accuracy = _score(run.outputs, rows, contender.contract)
-    is_timed = bool(run.timings) and evidence in (Evidence.EXECUTED, Evidence.DEVICE)
+    is_timed = bool(run.timings) and evidence.gives_latency
     if is_timed:
         warnings += [warning for raw in run.timings for warning in timing_warnings(raw)]
     if is_timed and len({placed.provider for placed in run.placement}) > 1 and contender.loader == _ONE_FILE:

@@ -113,9 +113,7 @@ def check_runs_here(target: Target) -> None:
     Raises:
         ConfigError: nothing runs on it here.
     """
-    here = target.probe()
-    if not here.is_here:
-        raise ConfigError(f"target {target.name} is not here: {here.describe()}")
+    here = target.require_here()
     if target.evidence is Evidence.PREDICTED:
         raise ConfigError(f"nothing runs on {target.name} here: {here.describe()}")
 

@@ -23,6 +23,11 @@ class Evidence(StrEnum):
     SIMULATED = "simulated"
     PREDICTED = "predicted"
 
+    @property
+    def gives_latency(self) -> bool:
+        """True where the time of a call is the time that the hardware takes."""
+        return self in (Evidence.EXECUTED, Evidence.DEVICE)
+
 
 @dataclass(frozen=True)
 class Interval:

@@ -16,7 +16,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from monograph.errors import SourceError
 from monograph.models.contract import Contract
+from monograph.models.files import is_plain_name
 from monograph.runtime.results import Placed
 from monograph.runtime.session import Session, open_session
 from monograph.runtime.session_spec import SessionSpec
@@ -100,9 +101,9 @@ def read_plan(folder: Path) -> StagedPlan:
 
 
 def _plain_name(name: Any) -> str:
-    if not isinstance(name, str) or name in ("", ".", "..") or PurePath(name).name != name or "\\" in name or "\0" in name:
+    if not is_plain_name(name):
         raise ValueError(f"{name!r} is no plain name of a file")
-    return name
+    return str(name)
 
 
 class StagedSessions:

@@ -66,7 +66,7 @@ class Feeder:
                 return
             for number, rows in enumerate(self._stream.parts(self._size)):
                 oldest = _chunk(self._folder, number - _CHUNKS_AHEAD)
-                if not self._wait_for(lambda oldest=oldest: not oldest.exists()):  # type: ignore[misc]
+                if not self._wait_for(lambda oldest=oldest: not oldest.exists()):  # type: ignore[misc] # mypy infers no lambda's default
                     return
                 staged = self._folder / "staged.npz"
                 rows.save(staged)

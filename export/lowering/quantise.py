@@ -18,7 +18,7 @@ from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
 
 
-class RowReader(CalibrationDataReader):  # type: ignore[misc]
+class RowReader(CalibrationDataReader):  # type: ignore[misc] # ONNX Runtime's tools carry no types
     """Rows in batches of the contract's fixed size, the last one filled up from the first rows."""
 
     def __init__(self, rows: Rows, contract: Contract) -> None:

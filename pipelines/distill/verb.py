@@ -44,7 +44,6 @@ def distill_model(
     settings: TrainingSettings | None = None,
     resume: bool = False,
     on: Sequence[str] = ("cpu",),
-    on_stage: Callable[[str], None] = lambda name: None,
     on_progress: Callable[[int, int, str], None] = lambda done, total, detail: None,
 ) -> Distilled:
     """Teach ``student`` what ``teachers`` know, export it to ``out/student.onnx``, and set it beside them.
@@ -63,7 +62,6 @@ def distill_model(
         settings: of the training.
         resume: go on with the training that was stopped in ``out``.
         on: targets to measure the student and its ONNX teachers on.
-        on_stage: told the name of each step.
         on_progress: told how much of a step is done.
 
     Raises:
@@ -74,7 +72,6 @@ def distill_model(
     folder, recipe, settings = Path(out), recipe or Recipe(), settings or TrainingSettings(select="top1")
     _check_folder(folder, resume)
     loss = find_loss(recipe, has_unlabelled=unlabelled is not None)
-    on_stage("load teachers and student")
     asked = [load_teacher(source) for source in teachers]
     learner, notes = load_student(student, student_arguments or {}, asked[0], settings.seed)
     # Named before rows are read: labels are numbered in the order of the names.
@@ -82,14 +79,10 @@ def distill_model(
     orders = [class_order(teacher.contract, learner.contract, teacher.name) for teacher in asked]
     parts, test_name = read_parts(learner, asked, data, unlabelled, validation, test, settings.seed)
     learner = _named(learner, parts["train"][0].class_names)
-    on_stage("ask the teachers")
     answered = {name: ask_teachers(asked, orders, rows, folder / "teachers", on_progress) for name, rows in parts.items()}
-    on_stage("train the student")
     training = _train(learner, answered, recipe, loss, settings, folder, asked, on_progress)
-    on_stage("export and prove")
     save_weights(learner.module, folder / WEIGHTS_FILE)
     exported = export_torch(learner, folder / ONNX_FILE, rows=_few(answered["validation"].rows))
-    on_stage("compare")
     measurements = measure_all(folder / ONNX_FILE, asked, answered["test"].rows, on)
     distilled = conclude(
         folder, learner, asked, answered["test"], test_name, recipe, training, measurements, exported.proof.describe(), notes

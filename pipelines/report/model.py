@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from monograph.export.parity import ParityProof
-from monograph.runtime.results import Evidence, Latency, Measurement, Throughput
+from monograph.runtime.results import Latency, Measurement, Throughput
 
 Role = Literal["member", "fused", "baseline"]
-
-_TIMED_EVIDENCE = (Evidence.EXECUTED, Evidence.DEVICE)
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Contender:
     @property
     def is_timed(self) -> bool:
         """False where the hardware was simulated or predicted: what took that long was not the target."""
-        return self.measurement.evidence in _TIMED_EVIDENCE
+        return self.measurement.evidence.gives_latency
 
     @property
     def latency(self) -> Latency | None:

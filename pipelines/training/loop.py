@@ -323,7 +323,7 @@ def _schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings, step
 
 
 def _average(module: nn.Module, decay: float) -> AveragedModel:
-    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call] # of torch
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call] # torch's own
 
 
 def _seed(seed: int, number: int, purpose: int) -> int:

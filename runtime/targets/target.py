@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from monograph.errors import ConfigError
 from monograph.runtime.job import Job, RawRun, call_in_process, run_in_process
 from monograph.runtime.provider_options import check_options
 from monograph.runtime.results import Evidence
@@ -66,6 +67,17 @@ class Target:
         """Return one line: the device, or what is missing and the command that brings it."""
         return self.probe().describe()
 
+    def require_here(self) -> Availability:
+        """Return what was found here.
+
+        Raises:
+            ConfigError: it cannot be used here; the message says what would bring it.
+        """
+        here = self.probe()
+        if not here.is_here:
+            raise ConfigError(f"target {self.name} is not here: {here.describe()}")
+        return here
+
     def with_options(self, options: Mapping[str, str]) -> Target:
         """Return the target with further options of its execution provider.
 
@@ -83,4 +95,4 @@ class Target:
     @property
     def gives_latency(self) -> bool:
         """True where the time of a call is the time that the hardware takes."""
-        return self.evidence in (Evidence.EXECUTED, Evidence.DEVICE)
+        return self.evidence.gives_latency

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 from monograph.errors import ConfigError
 from monograph.pipelines.measure import measure_models
+from monograph.runtime.results import Evidence
 from monograph.runtime.targets import TARGETS
 from monograph.runtime.timing import TimingRule
 
@@ -63,7 +64,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_measured(write: W
 
 def test_where_time_is_no_latency_nothing_is_compared(write: Write, monkeypatch: pytest.MonkeyPatch):
     paths = [write("a", 1), write("b", 2)]
-    monkeypatch.setitem(TARGETS, "emulator", replace(TARGETS["cpu"], name="emulator", evidence="simulated"))
+    monkeypatch.setitem(TARGETS, "emulator", replace(TARGETS["cpu"], name="emulator", evidence=Evidence.SIMULATED))
     for measurement in measure_models(paths, on=["emulator"], compare_blocks=7):
         assert measurement.speed is None
         assert "emulator: not compared, its times are no latency" in measurement.warnings
