@@ -28,7 +28,11 @@ bench: $(VENV)/.dev system
 	$(VENV)/bin/python benchmarks/horizontal_speed.py
 	$(VENV)/bin/python benchmarks/harness_selftest.py
 	$(VENV)/bin/python benchmarks/target_parity.py
-	$(VENV)/bin/python benchmarks/distillation.py
+	$(VENV)/bin/python benchmarks/distillation/mnist.py
+	$(VENV)/bin/python benchmarks/distillation/fashion.py few
+	$(VENV)/bin/python benchmarks/distillation/fashion.py all
+	$(VENV)/bin/python benchmarks/distillation/tweets.py
+	$(VENV)/bin/python benchmarks/distillation/table.py
 
 # What `demo` needs. torch goes first and pinned, so that no other package brings a build with gigabytes of CUDA.
 $(VENV)/.demo: pyproject.toml constraints.txt

@@ -292,7 +292,7 @@ def write_onnx(
         _run_checker(load_proto(staged), staged)
         proven = prove(staged)
         if proven:
-            _add_metadata(staged, proven)
+            add_metadata(staged, proven)
         for file in sorted(folder.iterdir(), key=lambda file: file == staged):
             publish(file, path.parent / file.name)
 
@@ -323,11 +323,12 @@ def _in_memory(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
     return ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
 
 
-def _add_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+def add_metadata(path: Path, metadata: Mapping[str, str]) -> None:
+    """Add to the metadata of a checked file, over entries of the same names; the graph stays as it was proven."""
     proto = load_proto(path)
     onnx.helper.set_model_props(proto, {entry.key: entry.value for entry in proto.metadata_props} | dict(metadata))
     here = [ir.from_proto(tensor) for tensor in proto.graph.initializer if lies_in_own_file(tensor, path)]
     on_disk = {tensor.name or "": absolute(tensor, path.parent) for tensor in here if isinstance(tensor, ir.ExternalTensor)}
     named = path.with_name(f"{path.name}.named")
     save_proto(proto, named, on_disk)
-    named.replace(path)
+    publish(named, path)

@@ -15,13 +15,16 @@ from monograph.errors import ContractError
 from monograph.models.contract import Contract, TextPreprocessing, random_inputs
 from monograph.models.torch_model import TorchModel
 
+SEQUENCE_LENGTH = 64
+"""What symbolic dimensions other than the batch are counted at."""
+
 
 def count_parameters(module: nn.Module) -> int:
     """Return how many numbers training can set; what two layers share counts once, and buffers do not count."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def count_macs(model: TorchModel, sequence_length: int = 64) -> int:
+def count_macs(model: TorchModel, sequence_length: int = SEQUENCE_LENGTH) -> int:
     """Return the multiply-accumulates of one row in convolutions, matrix products, attention and recurrent layers.
 
     The row is a random one that the contract allows, computed in eval mode; symbolic dimensions other than the batch are
@@ -34,8 +37,7 @@ def count_macs(model: TorchModel, sequence_length: int = 64) -> int:
     Raises:
         ContractError: the module does not run on inputs that its contract allows.
     """
-    length = min([sequence_length, *_longest_texts(model.contract)])
-    rows = random_inputs(model.contract, 1, np.random.default_rng(0), length)
+    rows = random_inputs(model.contract, 1, np.random.default_rng(0), usual_length(model.contract, sequence_length))
     device = next((parameter.device for parameter in model.module.parameters()), torch.device("cpu"))
     tensors = [torch.from_numpy(rows[spec.name]).to(device) for spec in model.contract.inputs]
     counter = FlopCounterMode(display=False)
@@ -49,8 +51,10 @@ def count_macs(model: TorchModel, sequence_length: int = 64) -> int:
     return int(counter.get_total_flops()) // (2 * max(row_count, 1))
 
 
-def _longest_texts(contract: Contract) -> list[int]:
-    return [spec.preprocessing.max_length for spec in contract.inputs if isinstance(spec.preprocessing, TextPreprocessing)]
+def usual_length(contract: Contract, sequence_length: int = SEQUENCE_LENGTH) -> int:
+    """Return the size that a model's symbolic dimensions other than the batch are taken to have."""
+    longest = [spec.preprocessing.max_length for spec in contract.inputs if isinstance(spec.preprocessing, TextPreprocessing)]
+    return min([sequence_length, *longest])
 
 
 @contextmanager

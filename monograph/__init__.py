@@ -9,10 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from monograph.pipelines.bundle import bundle_model, verify_bundle
     from monograph.pipelines.cascade import cascade_models, plan_cascade_models
     from monograph.pipelines.distill import distill_model
     from monograph.pipelines.export import export_model
     from monograph.pipelines.fuse import fuse_models, plan_models
+    from monograph.pipelines.gate import gate_model
     from monograph.pipelines.lower import lower_model
     from monograph.pipelines.measure import measure_models
     from monograph.pipelines.run import run_pipeline
@@ -22,12 +24,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _VERBS = {
+    "bundle_model": "monograph.pipelines.bundle",
+    "verify_bundle": "monograph.pipelines.bundle",
     "cascade_models": "monograph.pipelines.cascade",
     "plan_cascade_models": "monograph.pipelines.cascade",
     "distill_model": "monograph.pipelines.distill",
     "export_model": "monograph.pipelines.export",
     "fuse_models": "monograph.pipelines.fuse",
     "plan_models": "monograph.pipelines.fuse",
+    "gate_model": "monograph.pipelines.gate",
     "lower_model": "monograph.pipelines.lower",
     "measure_models": "monograph.pipelines.measure",
     "run_pipeline": "monograph.pipelines.run",
@@ -38,10 +43,12 @@ _VERBS = {
 
 __all__ = [
     "__version__",
+    "bundle_model",
     "cascade_models",
     "distill_model",
     "export_model",
     "fuse_models",
+    "gate_model",
     "lower_model",
     "measure_models",
     "plan_cascade_models",
@@ -49,6 +56,7 @@ __all__ = [
     "plan_soup_models",
     "run_pipeline",
     "soup_models",
+    "verify_bundle",
     "verify_model",
 ]
 

@@ -13,6 +13,8 @@
     │   └── MissingPackageError   an optional package that this needs and that is not installed
     ├── ExportError               PyTorch or ONNX could not express the model
     ├── ParityError               a proof failed: the new model does not compute what the old one did
+    ├── BundleError               a bundle that is not what its manifest says
+    ├── BlockedError              the gate's verdict does not let a model ship; exit code 1 or 3, the verdict's
     ├── PlacementError            a target was asked for, and something else ran the model
     └── WorkerError               a process started to measure something died or failed
 """
@@ -64,6 +66,18 @@ class ExportError(MonographError):
 
 class ParityError(MonographError):
     """A proof failed: the new model does not compute what the old one did."""
+
+
+class BundleError(MonographError):
+    """A bundle that is not what its manifest says: a file was changed, added or left out."""
+
+
+class BlockedError(MonographError):
+    """The gate's verdict does not let a model ship; the exit code is the verdict's: 1 fail, 3 inconclusive."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class PlacementError(MonographError):

@@ -116,16 +116,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> tuple[PipelineConf
     Raises:
         ConfigError: the file is missing, is no YAML, or says something that is not understood.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        record = yaml.safe_load(text)
-    except FileNotFoundError as error:
-        raise ConfigError(f"no such pipeline file: {path}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path} is not a YAML file: {reason}") from error
-    if not isinstance(record, dict):
-        raise ConfigError(f"{path} holds no mapping: a pipeline file has the keys name, data, models, fuse and measure")
+    text, record = read_yaml(path, "pipeline file", "the keys name, data, models, fuse and measure")
     for override in overrides:
         _apply(record, override)
     try:
@@ -133,6 +124,25 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> tuple[PipelineConf
     except ValidationError as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from error
     return config, text if not overrides else yaml.safe_dump(record, sort_keys=False, allow_unicode=True)
+
+
+def read_yaml(path: Path, what: str, keys: str) -> tuple[str, dict[str, Any]]:
+    """Read the YAML file ``path``, which is called ``what`` and has ``keys``: its text, and the mapping that it holds.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML, or holds no mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        record = yaml.safe_load(text)
+    except FileNotFoundError as error:
+        raise ConfigError(f"no such {what}: {path}") from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not a YAML file: {reason}") from error
+    if not isinstance(record, dict):
+        raise ConfigError(f"{path} holds no mapping: a {what} has {keys}")
+    return text, record
 
 
 def _apply(record: dict[str, Any], override: str) -> None:

@@ -15,6 +15,7 @@ from monograph.export.fusion.align import align_classes, class_leader
 from monograph.export.fusion.class_weights import read_class_weights
 from monograph.export.fusion.fit import AUTO
 from monograph.export.fusion.naming import member_names
+from monograph.export.fusion.teaching import teaching_path, with_member_outputs
 from monograph.export.parity import TOLERANCE
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile, read_onnx
@@ -50,6 +51,8 @@ class Choices(TypedDict, total=False):
     """``on`` runs members of one architecture as one batch, ``auto`` does where a measurement says that it pays; else ``off``."""
     on: str | None
     """The target on which ``auto`` measures, ``cpu`` by default."""
+    member_outputs: bool
+    """Write a teaching graph beside the fused one: see :func:`~monograph.export.fusion.teaching.with_member_outputs`."""
 
 
 def fuse_models(
@@ -63,6 +66,9 @@ def fuse_models(
 ) -> Fused:
     """Fuse ``models`` into the ONNX file ``output``, proven equal to the members run apart.
 
+    With ``member_outputs`` a second file lies beside it, ``fused.teaching.onnx`` for ``fused.onnx``, to distil from: it gives
+    each member's own output too, proven equal to that member run alone. What ships is the same with and without.
+
     Args:
         models: ONNX files, or other sources, which are exported first.
         output: where to write.
@@ -73,15 +79,21 @@ def fuse_models(
 
     Raises:
         InputError: a model, the weights or the data cannot be used.
-        ParityError: the fused graph would not compute what the members do; nothing is written.
+        ParityError: the fused graph would not compute what the members do; nothing is written. Or the teaching graph would
+            not, and that alone is not written.
     """
     path = checked_output(output)
     with _planned(models, choices) as (plan, files):
-        check_output_is_new(path, [file.path for file in files])
+        for written in (path, teaching_path(path)) if choices.get("member_outputs") else (path,):
+            check_output_is_new(written, [file.path for file in files])
         rows = rows_for(data or choices.get("fit"), plan.contract, plan.tokenizer_json)
         if choices.get("horizontal") == MEASURED:
             plan = measured_horizontal(plan, rows, on=choices.get("on"), tolerance=tolerance, on_progress=on_progress)
-        return fuse(plan, path, rows=rows, tolerance=tolerance)
+        fused = fuse(plan, path, rows=rows, tolerance=tolerance)
+        if not choices.get("member_outputs"):
+            return fused
+        teaching = fuse(with_member_outputs(plan), teaching_path(path), rows=rows, tolerance=tolerance, shipped=path)
+        return replace(fused, teaching=teaching)
 
 
 def plan_models(models: Sequence[str | Path], **choices: Unpack[Choices]) -> tuple[FusionPlan, Cost]:
@@ -120,6 +132,8 @@ def _planned(models: Sequence[str | Path], choices: Choices) -> Iterator[tuple[F
             share=choices.get("share", True),
             class_weights=_class_weights(choices.get("class_weights"), files),
         )
+        if choices.get("member_outputs"):
+            with_member_outputs(plan)  # refuses before anything is written
         yield planned_horizontal(plan, choices.get("horizontal", OFF)), files
 
 

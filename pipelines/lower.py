@@ -119,7 +119,7 @@ def lower_for(name: str, file: OnnxFile, folder: Path, *, data: DataSpec | None,
         lowering = find_lowering("static-batch")
     contract = lowered_contract(lowering, file.contract)
     rows, held_out = _calibration_rows(calibration or data, contract, file)
-    if lowering.is_quantised and calibration is None and rows is not None:
+    if lowering.is_calibrated and calibration is None and rows is not None:
         warnings = (
             f"{file.path.name} was calibrated on {len(rows)} of the rows that it is scored on: its accuracy on others may be "
             "lower; give --calibration DATA",

@@ -131,7 +131,7 @@ def _targets(on: Sequence[str], options: Mapping[str, str], parity: bool) -> lis
 
 
 def _files(models: Sequence[str | Path], profile: bool) -> list[OnnxFile]:
-    files = [_onnx(str(model)) for model in models]
+    files = [onnx_file_of(str(model)) for model in models]
     if profile and (folders := [file.path for file in files if file.path.is_dir()]):
         raise ConfigError(f"--profile tells the time in one session, and {folders[0]} has several: profile a stage")
     return files
@@ -198,7 +198,7 @@ def _measure_as_it_is(
 
 def _completed(measurement: Measurement, file: OnnxFile, target: Target, batch_size: int) -> Measurement:
     """Add what is told by the graph: whose time a profile shows, and what the rules of a provider say."""
-    return _with_prediction(attribute_to_members(measurement, file.path), file, target, batch_size)
+    return with_prediction(attribute_to_members(measurement, file.path), file, target, batch_size)
 
 
 def _forget(run: RawRun) -> None:
@@ -251,8 +251,12 @@ def _rows(
     return replace(rows.take(chosen), assumed=(*rows.assumed, note))
 
 
-def _with_prediction(measurement: Measurement, file: OnnxFile, target: Target, batch_size: int) -> Measurement:
-    """Add what the rules of the target's provider say, where there are rules for it."""
+def with_prediction(measurement: Measurement, file: OnnxFile, target: Target, batch_size: int) -> Measurement:
+    """Add what the rules of the target's provider say, where there are rules for it.
+
+    Raises:
+        ConfigError: a cascade in stages was given, whose files are predicted one by one.
+    """
     if target.provider not in RULE_BOOKS:
         return measurement
     if file.path.is_dir():
@@ -269,7 +273,12 @@ def _with_prediction(measurement: Measurement, file: OnnxFile, target: Target, b
     return replace(measurement, prediction=prediction, warnings=tuple(warnings))
 
 
-def _onnx(model: str) -> OnnxFile:
+def onnx_file_of(model: str) -> OnnxFile:
+    """Read an ONNX file, or a cascade in stages.
+
+    Raises:
+        InputError: it cannot be read, or is no ONNX.
+    """
     if is_staged(Path(model)):
         return read_staged(Path(model))
     source = parse_source(model)

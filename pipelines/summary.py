@@ -79,13 +79,15 @@ def _curves(config: PipelineConfig, folders: Mapping[str, Path]) -> list[Trainin
     curves = []
     for name in config.models:
         if f"train-{name}" in folders:
-            epochs = read_record(folders[f"train-{name}"] / "training.json", Training).epochs
+            training = read_record(folders[f"train-{name}"] / "training.json", Training)
+            epochs = training.epochs
             curves.append(
                 TrainingCurve(
                     name,
                     tuple(epoch.train_loss for epoch in epochs),
                     tuple(epoch.validation_loss for epoch in epochs),
                     tuple(epoch.validation_top1 for epoch in epochs),
+                    kept_epoch=training.best_epoch,
                 )
             )
     return curves

@@ -12,6 +12,7 @@ from monograph.export.fusion.cascade import CascadeApart, CascadePlan, draw_case
 from monograph.export.fusion.record import match_members, plan_again, read_record
 from monograph.export.lowering import LOWERINGS, lowering_of
 from monograph.export.parity import TOLERANCE, draw_batches, run_each
+from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
 from monograph.models.digest import file_sha256, graph_sha256
 from monograph.models.onnx_file import OnnxFile, read_onnx
@@ -96,7 +97,7 @@ def verify_model(
     """
     path = Path(model)
     if path.is_dir():
-        raise ConfigError(f"{path} is a folder, expected an .onnx file that monograph wrote")
+        raise ConfigError(f"{path} is a folder, expected an .onnx file that monograph wrote, or a bundle with its manifest.json")
     if data is not None and not members:
         raise ConfigError("--data gives the rows on which members are compared: give the members by --members")
     if tolerance is not None and not tolerance >= 0:
@@ -126,9 +127,34 @@ def verify_model(
         golden=() if golden is None else check_golden(golden, session, tolerance),
         fresh=tuple(check for batch in fresh for check in check_batch(batch, session, fresh_tolerance)),
         evidence=(sent and sent.evidence) or target.evidence_here,
-        changes=() if golden is None else _changes(golden, path),
+        changes=() if golden is None else changes_since_proof(golden, path),
         left_out=() if golden is None else golden.left_out,
         members=names,
+        warnings=() if sent is None else sent.warnings,
+    )
+
+
+def verify_golden(path: Path, contract: Contract, golden: Golden, target: Target, tolerance: float) -> Verification:
+    """Run golden batches that came beside the file ``path``, which is known to be as it was proven.
+
+    Raises:
+        SourceError: the target cannot load the file, or the batches are not for it.
+        PlacementError: something else than the target would run it.
+    """
+    session = open_on_target(path, contract, target)
+    sent = session if isinstance(session, SentSession) else None
+    if sent is not None:
+        golden = _primary_only(golden, sent)
+        sent.prepare([batch.inputs for batch in golden.batches])
+    return Verification(
+        path=path,
+        target=target.name,
+        golden=check_golden(golden, session, tolerance),
+        evidence=(sent and sent.evidence) or target.evidence_here,
+        changes=(),
+        left_out=golden.left_out,
+        members=(),
+        fresh=(),
         warnings=() if sent is None else sent.warnings,
     )
 
@@ -159,7 +185,7 @@ def _primary_only(golden: Golden, session: SentSession) -> Golden:
     return replace(golden, batches=tuple(batches), left_out=(*golden.left_out, *left_out))
 
 
-def _changes(golden: Golden, path: Path) -> tuple[str, ...]:
+def changes_since_proof(golden: Golden, path: Path) -> tuple[str, ...]:
     """Return what was changed since the proof: a change may be too small, or too rare, for any output to show it."""
     changes = []
     if (found := graph_sha256(path)) != golden.graph_sha256:

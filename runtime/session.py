@@ -130,6 +130,26 @@ class Session:
             raise WorkerError(f"{self.path.name} failed while running: {first_line(error)}") from error
         return {name: np.asarray(output) for name, output in zip(self.output_names, outputs, strict=True)}
 
+    def only(self, output_name: str) -> Callable[[Mapping[str, Array]], dict[str, Array]]:
+        """Return what computes one output, by those nodes alone that it needs.
+
+        Raises:
+            WorkerError: there is no such output.
+        """
+        if output_name not in self.output_names:
+            raise WorkerError(f"{self.path.name} has no output {output_name!r}: it has {', '.join(self.output_names)}")
+        options = _run_options()
+        options.only_execute_path_to_fetches = True
+
+        def run(inputs: Mapping[str, Array]) -> dict[str, Array]:
+            try:
+                (given,) = self.ort_session.run([output_name], dict(inputs), options)
+            except _RUN_ERRORS as error:
+                raise WorkerError(f"{self.path.name} failed while running: {first_line(error)}") from error
+            return {output_name: given}
+
+        return run
+
     def over(self, batches: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
         """Run one batch after the other; raises what a call raises."""
         return [self(inputs) for inputs in batches]

@@ -14,10 +14,16 @@ from monograph.runtime.results import Interval
 
 Array = npt.NDArray[Any]
 CONFIDENCE = 0.95
+BOTH_BOUNDS = 2 * CONFIDENCE - 1
+"""Of a two-sided interval whose ends are each a one-sided bound at 95%."""
+POWER = 0.8
+"""How likely :func:`units_to_decide` units decide, if what was seen is the truth."""
 _BOOTSTRAP_WORK = 40_000_000
 """Numbers that one bootstrap may read, about."""
 _TABLE_WORK = 100_000
 _BATCHES = 20
+_MOST_CLUSTERS = 2000
+"""BCa leaves out one unit after the other, so that its work grows with their square."""
 
 
 def proportion_interval(success_count: int, row_count: int, confidence: float = CONFIDENCE) -> Interval:
@@ -197,3 +203,112 @@ def resampled_mean_interval(values: Sequence[float], test_to_train: float, confi
     mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
     half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1)) * spread * np.sqrt(1 / len(values) + test_to_train)
     return Interval(mean, mean - float(half), mean + float(half), confidence)
+
+
+def paired_loss_interval(lost: int, gained: int, row_count: int, confidence: float = BOTH_BOUNDS) -> Interval:
+    """Return a paired loss in accuracy, as a share, with Tango's score interval: both ends of :func:`paired_loss_bound`."""
+    one_sided = (1 + confidence) / 2
+    low, high = -paired_loss_bound(gained, lost, row_count, one_sided), paired_loss_bound(lost, gained, row_count, one_sided)
+    return Interval((lost - gained) / row_count, low, high, confidence)
+
+
+def mcnemar_p(lost: int, gained: int) -> float:
+    """Return the exact two-sided p of McNemar's test (McNemar 1947, Psychometrika 12:153): a large one proves nothing equal."""
+    return float(stats.binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+
+
+def exact_interval(success_count: int, row_count: int, confidence: float = BOTH_BOUNDS) -> Interval:
+    """Clopper and Pearson's exact interval of a proportion (1934, Biometrika 26:404), never narrower than it says."""
+    # It brings pandas, which a process that only times a model does without.
+    from statsmodels.stats.proportion import proportion_confint
+
+    low, high = proportion_confint(success_count, row_count, alpha=1 - confidence, method="beta")
+    return Interval(success_count / row_count, float(low), float(high), confidence)
+
+
+def quantile_bounds(samples: Sequence[float] | Array, quantile: float, confidence: float = BOTH_BOUNDS) -> Interval:
+    """Return the quantile with a one-sided distribution-free bound on either side (Conover 1999, section 3.2).
+
+    A bound is infinite where the samples are too few for it: an upper one of p99 at 95% needs 299, of the median 5.
+    """
+    values = np.asarray(samples, np.float64)
+    one_sided = (1 + confidence) / 2
+    low, high = (
+        float(getattr(stats.quantile_test(values, p=quantile, alternative=side).confidence_interval(one_sided), end))
+        for side, end in (("greater", "low"), ("less", "high"))
+    )
+    return Interval(float(np.quantile(values, quantile)), low, high, confidence)
+
+
+def paired_bootstrap_interval(
+    parts: Array,
+    statistic: Callable[[Array], Array],
+    groups: Array | None = None,
+    seed: int = 0,
+    confidence: float = BOTH_BOUNDS,
+    resamples: int = 2000,
+) -> Interval:
+    """Bias-corrected and accelerated bootstrap (BCa; Efron 1987, JASA 82:171) of a statistic of sums over paired rows.
+
+    Rows, or whole groups of them, are drawn with all that both models gave for them. More than 2,000 rows are first put
+    together at random into 2,000 clusters of equal size, whose sums are as independent as the rows were.
+
+    Args:
+        parts: float64 ``[n, k]``: what each row adds to the sums.
+        statistic: of sums ``[…, k]`` to ``[…]``.
+        groups: int ``[n]``; rows of one number are not independent of each other, and are drawn together.
+        seed: of the draws.
+        confidence: of the two-sided interval.
+        resamples: how many are drawn.
+    """
+    sums = _cluster_sums(parts, groups, seed)
+    count = len(sums)
+    estimate = float(statistic(sums.sum(axis=0)))
+    if count < 2 or np.ptp(statistic(sums.sum(axis=0) - sums)) == 0:
+        return Interval(estimate, estimate, estimate, confidence)
+
+    def of_drawn(indices: Array, axis: int = -1) -> Array:
+        return statistic(_drawn_counts(indices, count) @ sums)
+
+    result = stats.bootstrap(
+        (np.arange(count),), of_drawn, vectorized=True, confidence_level=confidence, n_resamples=resamples, method="BCa", rng=seed
+    )
+    return Interval(estimate, float(result.confidence_interval.low), float(result.confidence_interval.high), confidence)
+
+
+def _cluster_sums(parts: Array, groups: Array | None, seed: int) -> Array:
+    """Sum the parts of each group, or of each of 2,000 random clusters where there are more units: float64 ``[g, k]``."""
+    numbers = np.arange(len(parts)) if groups is None else np.unique(groups, return_inverse=True)[1]
+    count = int(numbers.max()) + 1
+    if count > _MOST_CLUSTERS:
+        numbers = (np.random.default_rng(seed).permutation(count) % _MOST_CLUSTERS)[numbers]
+        count = _MOST_CLUSTERS
+    return np.stack([np.bincount(numbers, column, count) for column in parts.T], axis=1)
+
+
+def _drawn_counts(indices: Array, count: int) -> Array:
+    """Count how often each of ``count`` units was drawn: indices int ``[…, m]`` to float64 ``[…, count]``."""
+    rows = indices.reshape(-1, indices.shape[-1])
+    offsets = np.arange(len(rows))[:, None] * count
+    counts = np.bincount((rows + offsets).ravel(), minlength=len(rows) * count)
+    return counts.reshape(*indices.shape[:-1], count).astype(np.float64)
+
+
+def holm_adjusted(p_values: Sequence[float] | Array) -> Array:
+    """Return p-values adjusted so that all tests together err with the level of one (Holm 1979, Scand. J. Statist. 6:65)."""
+    from statsmodels.stats.multitest import multipletests  # brings pandas
+
+    return np.asarray(multipletests(np.asarray(p_values, np.float64), method="holm")[1])
+
+
+def units_to_decide(z: float, unit_count: int, confidence: float = CONFIDENCE, power: float = POWER) -> int | None:
+    """Return how many rows, runs or blocks in all would decide a test whose standardised statistic now is ``z``.
+
+    With the same truth such a statistic grows as √n, and it decides with the probability ``power`` once its mean is
+    z(confidence) + z(power) (for paired rows Liu et al. 2002, Statistics in Medicine 21:231-245). None where ``z`` is 0: what
+    was seen is the threshold itself, and no number decides.
+    """
+    if z == 0:
+        return None
+    needed = float(stats.norm.ppf(confidence) + stats.norm.ppf(power))
+    return max(unit_count + 1, int(np.ceil(unit_count * (needed / z) ** 2)))

@@ -5,6 +5,7 @@ Everything here speaks of contracts; graphs are not touched.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -245,6 +246,11 @@ _LOGIT_OF_ZERO = -1e9
 def missing_value(kind: Kind) -> float:
     """Return what a member is taken to give for a class that it does not know: a probability of 0."""
     return _LOGIT_OF_ZERO if kind is Kind.LOGITS else 0.0
+
+
+def missing_output(kind: Kind) -> float:
+    """Return what stands for such a class where a member's own output is given: a logit that no temperature makes likely."""
+    return -math.inf if kind is Kind.LOGITS else 0.0
 
 
 def align_classes(

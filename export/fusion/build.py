@@ -14,7 +14,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass, RemoveUnusedOpsetsPass
 from onnx_ir.tape import Tape
 
 from monograph.errors import FusionError
-from monograph.export.fusion.align import MISSING, missing_value
+from monograph.export.fusion.align import MISSING, missing_output, missing_value
 from monograph.export.fusion.forms import FORMS, Form
 from monograph.export.fusion.horizontal import Tap, batch_members
 from monograph.export.fusion.members import Prepared, detach, free_prefix, ir_dtype, keep_caches, load_member, take_apart
@@ -51,11 +51,12 @@ def build_graph(plan: FusionPlan) -> tuple[ir.Model, Sharing | None]:
         take_apart(model.graph)
         outputs.append(output)
         converted.append(_emit_member(tape, output, member, form, rank=len(plan.contract.output.shape)))
+    own = [_emit_own(tape, *each) for each in zip(outputs, plan.running, plan.member_specs, strict=False)]
     fused = _emit_output(tape, form.emit_combination(tape, converted, plan.mixing), plan)
     _name_new_nodes(tape)
     graph = ir.Graph(
         inputs=list(shared.values()),
-        outputs=[fused],
+        outputs=[fused, *own],
         nodes=[*nodes, *tape.nodes],
         initializers=[*initializers, *tape.initializers],
         opset_imports=opsets,
@@ -109,26 +110,46 @@ def _merge_opsets(opsets: dict[str, int], model: ir.Model, member: Member) -> No
 
 def _emit_member(tape: Tape, output: ir.Value, member: Member, form: Form, rank: int) -> ir.Value:
     """Bring one member's output to float32, to its temperature, to the fused class order and into the form's space."""
-    if output.dtype is not ir.DataType.FLOAT:
-        output = tape.op("Cast", [output], {"to": ir.DataType.FLOAT})
+    output = _emit_float32(tape, output)
     if member.temperature != 1:
         divisor = ir.tensor(np.array(member.temperature, np.float32), name=f"fusion/temperature/{member.name}")
         output = tape.op("Div", [output, tape.initializer(divisor)])
     if member.class_positions is not None:
-        output = _emit_class_order(tape, output, member.class_positions, member, rank)
+        output = _emit_class_order(tape, output, member.class_positions, member.name, missing_value(member.kind), rank)
     return form.emit_conversion(tape, output, member.kind)
 
 
-def _emit_class_order(tape: Tape, output: ir.Value, class_positions: Sequence[int], member: Member, rank: int) -> ir.Value:
-    """Bring ``[..., c]`` into the fused class order; classes that the member lacks are read from one more column."""
+def _emit_own(tape: Tape, output: ir.Value, member: Member, spec: TensorSpec) -> ir.Value:
+    """Give what one member says by itself, in float32 and the fused class order, as the output ``spec`` of a teaching graph.
+
+    It is a copy, so that two equal members have an output each; linear heads that are read here cannot be folded into one.
+    """
+    output = _emit_float32(tape, output)
+    if member.class_positions is not None:
+        label, missing = f"{member.name}/own", missing_output(member.kind)
+        output = _emit_class_order(tape, output, member.class_positions, label, missing, rank=len(spec.shape))
+    return _as_output(tape.op("Identity", [output]), spec)
+
+
+def _emit_float32(tape: Tape, value: ir.Value) -> ir.Value:
+    return value if value.dtype is ir.DataType.FLOAT else tape.op("Cast", [value], {"to": ir.DataType.FLOAT})
+
+
+def _emit_class_order(
+    tape: Tape, output: ir.Value, class_positions: Sequence[int], label: str, missing: float, rank: int
+) -> ir.Value:
+    """Bring ``[..., c]`` into the fused class order; classes that the member lacks are read from one more column.
+
+    ``label`` ends the names of the weights that this takes.
+    """
     known_count = sum(position != MISSING for position in class_positions)
     if known_count < len(class_positions):
         widths = np.array([0] * (2 * rank - 1) + [1], np.int64)
-        pads = tape.initializer(ir.tensor(widths, name=f"fusion/class_padding/{member.name}"))
-        value = ir.tensor(np.array(missing_value(member.kind), np.float32), name=f"fusion/class_missing/{member.name}")
+        pads = tape.initializer(ir.tensor(widths, name=f"fusion/class_padding/{label}"))
+        value = ir.tensor(np.array(missing, np.float32), name=f"fusion/class_missing/{label}")
         output = tape.op("Pad", [output, pads, tape.initializer(value)])
     columns = [known_count if position == MISSING else position for position in class_positions]
-    positions = tape.initializer(ir.tensor(columns, ir.DataType.INT64, name=f"fusion/classes/{member.name}"))
+    positions = tape.initializer(ir.tensor(columns, ir.DataType.INT64, name=f"fusion/classes/{label}"))
     return tape.op("Gather", [output, positions], {"axis": -1})
 
 
@@ -136,9 +157,12 @@ def _emit_output(tape: Tape, fused: ir.Value, plan: FusionPlan) -> ir.Value:
     """Name the output as the contract does; a value that already has a role keeps it and is copied."""
     if fused.producer() is None or fused.producer() not in tape.nodes:
         fused = tape.op("Identity", [fused])
-    spec = plan.contract.output
-    fused.name, fused.type, fused.shape = spec.name, ir.TensorType(ir_dtype(spec.dtype)), ir.Shape(spec.shape)
-    return fused
+    return _as_output(fused, plan.contract.output)
+
+
+def _as_output(value: ir.Value, spec: TensorSpec) -> ir.Value:
+    value.name, value.type, value.shape = spec.name, ir.TensorType(ir_dtype(spec.dtype)), ir.Shape(spec.shape)
+    return value
 
 
 def _taps(outputs: Sequence[ir.Value], tape: Tape) -> list[Tap]:

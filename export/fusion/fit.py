@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monograph.errors import DataError, FusionError
-from monograph.export.fusion.align import align_classes, class_leader
+from monograph.export.fusion.align import align_classes, class_leader, missing_value
 from monograph.export.fusion.choose import choose_form
 from monograph.export.fusion.fit_forms import Validation, fit_form
 from monograph.export.fusion.forms import Form
@@ -104,7 +104,7 @@ def _run_members(files: Sequence[OnnxFile], names: Sequence[str], rows: Sequence
     for file, name, positions, member_rows in zip(files, names, class_positions, rows, strict=True):
         session = open_session(file.path, spinning=False, mapped=too_large(file.size_bytes))
         output = run_all_rows(session, file.contract, member_rows)
-        output = in_fused_order(output, positions, name, file.contract.kind)
+        output = in_fused_order(output, positions, name, missing_value(file.contract.kind))
         if not np.isfinite(output).all():
             raise FusionError(f"{name}'s output is not finite on the rows to fit on: weights cannot be fitted")
         if file.contract.kind.has_classes:

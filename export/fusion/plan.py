@@ -83,6 +83,11 @@ class FusionPlan:
         return self.horizontal is not None and self.horizontal.batched
 
     @property
+    def member_specs(self) -> tuple[TensorSpec, ...]:
+        """In a teaching graph, the outputs behind the fused one: what each running member gives by itself."""
+        return self.contract.outputs[1:]
+
+    @property
     def mixing(self) -> Mixing:
         """The numbers by which the running members are combined."""
         running = self.running
@@ -111,6 +116,7 @@ class FusionPlan:
 
     def to_json(self) -> str:
         """Return what goes under the metadata key ``monograph.fusion``: members with digests, weights and the form."""
+        own_outputs = {member.name: spec.name for member, spec in zip(self.running, self.member_specs, strict=False)}
         members = [
             {
                 "name": member.name,
@@ -120,6 +126,7 @@ class FusionPlan:
                 "temperature": member.temperature,
             }
             | ({"class_weights": member.class_weights} if member.class_weights else {})
+            | ({"output": own_outputs[member.name], "kind": member.kind} if member.name in own_outputs else {})
             for member in self.members
         ]
         # The combiner's weights stand in the graph, those by class above.

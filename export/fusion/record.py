@@ -14,7 +14,9 @@ from monograph.export.fusion.cascade import CascadePlan, plan_cascade
 from monograph.export.fusion.forms import FORMS, Stacking
 from monograph.export.fusion.fuse import FUSION_KEY
 from monograph.export.fusion.plan import FusionPlan, check_temperatures, plan_fusion
+from monograph.export.fusion.teaching import with_member_outputs
 from monograph.export.fusion.weights import WeightFit
+from monograph.models.contract import Kind
 from monograph.models.onnx_file import OnnxFile
 from monograph.models.onnx_lazy import load_proto
 
@@ -32,6 +34,25 @@ class RecordedMember:
     """None in a cascade."""
     class_weights: tuple[float, ...] | None
     """One a class, where the form has them."""
+    output: str | None
+    """What it gives by itself, in a teaching graph; None elsewhere."""
+    kind: Kind | None
+    """Of that output."""
+
+
+@dataclass(frozen=True)
+class MemberOutput:
+    """What one member gives by itself in a teaching graph, and how it counts in the fusion."""
+
+    output: str
+    """Name of the output, float32, classes in the fused order, before temperature and weight."""
+    kind: Kind
+    weight: float | None
+    """None where members are not mixed by weights, but by a fitted combiner."""
+    temperature: float
+    """By which its logits are divided before they are mixed."""
+    class_weights: tuple[float, ...] | None = None
+    """One a class, where the form has them; ``weight`` is then their mean."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +86,8 @@ def read_record(file: OnnxFile) -> FusionRecord | None:
                 str(item["sha256"]),
                 _number(item.get("weight")),
                 tuple(map(float, item["class_weights"])) if "class_weights" in item else None,
+                str(item["output"]) if "output" in item else None,
+                Kind(item["kind"]) if "kind" in item else None,
             )
             for item in record["members"]
         )
@@ -80,6 +103,32 @@ def read_record(file: OnnxFile) -> FusionRecord | None:
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(file, error) from error
+
+
+def member_outputs(file: OnnxFile) -> tuple[MemberOutput, ...]:
+    """Return what each member of a teaching graph gives by itself, in the members' order; nothing for other files.
+
+    Members of weight 0 are not in the graph.
+
+    Raises:
+        SourceError: the record is damaged, or speaks of an output that the contract does not name.
+    """
+    record = read_record(file)
+    if record is None:
+        return ()
+    promised = {spec.name for spec in file.contract.outputs}
+    given = []
+    for member, temperature in zip(record.members, record.temperatures, strict=False):
+        if member.output is None or member.kind is None:
+            continue
+        if member.output not in promised:
+            raise SourceError(
+                f"{file.path}: its metadata {FUSION_KEY!r} name the output {member.output!r}, its contract "
+                f"{', '.join(sorted(promised))}: fuse again with --member-outputs"
+            )
+        weight = None if record.stacking_sha256 else member.weight
+        given.append(MemberOutput(member.output, member.kind, weight, temperature, member.class_weights))
+    return tuple(given)
 
 
 def _damaged(file: OnnxFile, error: Exception) -> SourceError:
@@ -142,7 +191,7 @@ def _plan_again(record: FusionRecord, fused: OnnxFile, members: Sequence[OnnxFil
     weights = None if FORMS[record.form].joins_features else [member.weight or 0.0 for member in record.members]
     fit = _fit_with_combiner(record, fused) if record.stacking_sha256 else None
     by_class = [member.class_weights for member in record.members if member.class_weights is not None]
-    return plan_fusion(
+    plan = plan_fusion(
         members,
         names=names,
         weights=None if fit or by_class else weights,
@@ -151,6 +200,7 @@ def _plan_again(record: FusionRecord, fused: OnnxFile, members: Sequence[OnnxFil
         temperatures=None if fit else record.temperatures,
         fit=fit,
     )
+    return with_member_outputs(plan) if any(member.output for member in record.members) else plan
 
 
 def _fit_with_combiner(record: FusionRecord, fused: OnnxFile) -> WeightFit:

@@ -4,6 +4,8 @@ from monograph.errors import ConfigError
 from monograph.export.lowering.agreement import Agreement, AgreementBound
 from monograph.export.lowering.branch_free import BRANCH_FREE
 from monograph.export.lowering.fp16 import FP16
+from monograph.export.lowering.int8_dynamic import INT8_DYNAMIC
+from monograph.export.lowering.int8_static import INT8_STATIC
 from monograph.export.lowering.lower import is_quantised, lower, lowered_contract
 from monograph.export.lowering.lowering import LOWERING_KEY, Lowered, Lowering, lowering_of
 from monograph.export.lowering.qdq_htp import QDQ_HTP, QDQ_HTP_INT8
@@ -13,7 +15,18 @@ from monograph.export.lowering.sessions import SESSIONS, split_cascade
 from monograph.export.lowering.static import STATIC_BATCH
 
 LOWERINGS: dict[str, Lowering] = {
-    lowering.name: lowering for lowering in (STATIC_BATCH, QDQ_HTP, QDQ_HTP_INT8, QNN_CONTEXT, QDQ_INT8, FP16, BRANCH_FREE)
+    lowering.name: lowering
+    for lowering in (
+        STATIC_BATCH,
+        QDQ_HTP,
+        QDQ_HTP_INT8,
+        QNN_CONTEXT,
+        QDQ_INT8,
+        INT8_STATIC,
+        INT8_DYNAMIC,
+        FP16,
+        BRANCH_FREE,
+    )
 }
 
 

@@ -18,6 +18,7 @@ from monograph.errors import ConfigError, ExportError
 from monograph.export.golden import golden_json
 from monograph.export.lowering.agreement import Agreement, AgreementBound, prove_agreement
 from monograph.export.lowering.lowering import LOWERING_KEY, QUANTISED_TOLERANCE, Lowered, Lowering, LoweringJob
+from monograph.export.lowering.quantise import QUANTISING
 from monograph.export.lowering.static import STATIC_BATCH, fix_contract
 from monograph.export.parity import BATCH_SIZES, ParityProof, draw_batches, open_when_run
 from monograph.export.trace import PROOF_KEY, write_proven
@@ -25,6 +26,7 @@ from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Contract, ran
 from monograph.models.data.rows import Rows
 from monograph.models.inference import infer_contract
 from monograph.models.onnx_file import OnnxFile, load_graph, read_onnx, write_onnx
+from monograph.models.seen import SEEN_KEY, SeenRows, read_seen, seen, seen_metadata
 from monograph.runtime.environment import installed_versions
 from monograph.runtime.golden import GOLDEN_KEY, GoldenBatch
 from monograph.runtime.on_target import SentSession
@@ -33,7 +35,7 @@ from monograph.runtime.targets import find_target
 
 _RANDOM_ROWS = 32
 _RANDOM_ROWS_SEED = 3
-_OF_THE_SOURCE = (CONTRACT_KEY, TOKENIZER_KEY, PROOF_KEY, GOLDEN_KEY)
+_OF_THE_SOURCE = (CONTRACT_KEY, TOKENIZER_KEY, PROOF_KEY, GOLDEN_KEY, SEEN_KEY)
 """What the source's file says of itself does not hold for the lowered one, or is written anew."""
 
 
@@ -80,7 +82,7 @@ def lower(
         raise ConfigError(f"{source.path} is quantised already, and {lowering.name} takes a float model: give the original")
     contract = lowered_contract(lowering, source.contract, batch_size, sizes)
     warnings = []
-    if lowering.is_quantised and calibration is None:
+    if lowering.is_calibrated and calibration is None:
         warnings.append(
             f"{source.path.name} was calibrated on {_RANDOM_ROWS} random rows, which say nothing of the real range of its "
             "activations: its accuracy would be better with --calibration DATA"
@@ -94,7 +96,8 @@ def lower(
         graph.metadata_props.clear()  # the converter's own
         graph.graph.sort()  # converters append nodes where they please
         kept = {key: text for key, text in source.metadata.items() if key not in _OF_THE_SOURCE}
-        record = _record(lowering, source, contract, calibrated_on if lowering.is_quantised else None, options or {})
+        kept |= seen_metadata(_seen(lowering, source, calibration, rows), path)
+        record = _record(lowering, source, contract, calibrated_on if lowering.is_calibrated else None, options or {})
         new = _New(lowering, graph, source, path, contract, kept, record, options or {})
         if lowering.is_quantised:
             agreement = _write_agreeing(new, calibration, rows, calibrated_on, bound or AgreementBound(), is_enforced)
@@ -118,6 +121,15 @@ def _lower_in_turn(
     return replace(made, notes=(*between.notes, *made.notes), warnings=(*between.warnings, *made.warnings))
 
 
+def _seen(lowering: Lowering, source: OnnxFile, calibration: Rows | None, rows: Rows | None) -> SeenRows:
+    """Return what the source has seen, with the rows that ranges were taken from and those that decided that it is written."""
+    before = read_seen(source)
+    if not lowering.is_quantised:
+        return before
+    calibrated = seen("calibration", calibration) if lowering.is_calibrated else SeenRows()
+    return before | calibrated | seen("proof of agreement", rows or calibration)
+
+
 def lowered_contract(
     lowering: Lowering, contract: Contract, batch_size: int = 1, sizes: Mapping[str, int] | None = None
 ) -> Contract:
@@ -130,8 +142,8 @@ def lowered_contract(
 
 
 def is_quantised(source: OnnxFile) -> bool:
-    """Say whether the graph holds a QuantizeLinear already."""
-    return any(node.op_type == "QuantizeLinear" for node in load_graph(source.path).graph.all_nodes())
+    """Say whether something in the graph is quantised already."""
+    return any(node.op_type in QUANTISING for node in load_graph(source.path).graph.all_nodes())
 
 
 @dataclass(frozen=True)
@@ -180,7 +192,7 @@ def _write_agreeing(
                 (staged, new.contract),
                 real_rows or calibrated_on,
                 is_random=real_rows is None,
-                is_held_out=held_out is not None,
+                is_held_out=held_out is not None or not new.lowering.is_calibrated,
                 bound=bound,
                 is_enforced=is_enforced,
             )

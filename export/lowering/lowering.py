@@ -54,11 +54,18 @@ class Lowering:
     """The only target that runs what it writes, and on which it is proven; None where any processor does."""
     first: Lowering | None = None
     """What a float model goes through before it."""
+    ranges_at_run_time: bool = False
+    """Of a quantised one: activations get their range from each batch, and no rows calibrate them."""
 
     @property
     def is_quantised(self) -> bool:
         """True where the numbers are other ones on purpose, so that only agreement can be proven."""
         return self.tolerance is None
+
+    @property
+    def is_calibrated(self) -> bool:
+        """True where the ranges of activations are taken from rows beforehand."""
+        return self.is_quantised and not self.ranges_at_run_time
 
 
 def lowering_of(file: OnnxFile) -> str | None:

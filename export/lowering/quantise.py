@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, StaticQuantConfig, quantize
+from onnxruntime.quantization import CalibrationDataReader, DynamicQuantConfig, StaticQuantConfig, quantize
 
 from monograph.errors import ExportError
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
+
+QUANTISING = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "DequantizeLinear"})
+"""Operators of which a quantised graph holds one at least."""
 
 
 class RowReader(CalibrationDataReader):  # type: ignore[misc] # ONNX Runtime's tools carry no types
@@ -36,8 +39,8 @@ class RowReader(CalibrationDataReader):  # type: ignore[misc] # ONNX Runtime's t
         return dict(self._rows.take(indices).inputs)
 
 
-def quantise(path: Path, config: StaticQuantConfig, out: Path) -> Path:
-    """Quantise the float model ``path`` by ``config``, calibration included; return ``out``.
+def quantise(path: Path, config: StaticQuantConfig | DynamicQuantConfig, out: Path) -> Path:
+    """Quantise the float model ``path`` by ``config``, calibration included where it needs any; return ``out``.
 
     Raises:
         ExportError: ONNX Runtime cannot quantise it.

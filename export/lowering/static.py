@@ -63,9 +63,14 @@ def with_fixed_sizes(job: LoweringJob) -> Path:
         for value in node.outputs:
             if not value.is_graph_output():
                 value.shape = None  # the old sizes would contradict the new ones
-    sized, folded = job.folder / "sized.onnx", job.folder / "static.onnx"
-    ir.save(graph, sized)
-    save_optimised(sized, folded)
+    return fold_constants(graph, job.folder)
+
+
+def fold_constants(graph: ir.Model, folder: Path) -> Path:
+    """Write ``graph`` with constants, and BatchNormalization after a convolution, folded by ONNX Runtime; return the file."""
+    plain, folded = folder / "plain.onnx", folder / "folded.onnx"
+    ir.save(graph, plain)
+    save_optimised(plain, folded)
     return folded
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from monograph.errors import DataError
 from monograph.models.contract import Contract, ImagePreprocessing, TensorSpec, TextPreprocessing
+from monograph.models.data.digests import row_digests
 from monograph.models.data.labels import Labels, encode_labels
 from monograph.models.data.pictures import EncodedPictures
 from monograph.models.data.preprocess import Values, preprocess
@@ -194,13 +195,15 @@ def _read_plan(table: Table, plan: ColumnPlan, contract: Contract, tokenizer_jso
     n = common_length(table, plan)
     count = n if limit is None else min(limit, n)
     labels = _read_labels(table, plan, contract, count)
-    inputs, assumed = read_inputs(table, plan, contract, tokenizer_json, 0, count)
+    raw = read_raw(table, plan, contract, 0, count)
+    inputs, assumed = _prepare(raw, table, plan, contract, tokenizer_json)
     return Rows(
         inputs=inputs,
         labels=None if labels is None else labels.values[:count],
         class_names=table.class_names if labels is None else labels.class_names,
         origin=table.origin,
         assumed=(*table.assumed, *plan.assumed, *assumed, *(() if labels is None else labels.assumed)),
+        digests=row_digests(list(raw.values())),
     )
 
 
@@ -212,12 +215,19 @@ def read_inputs(
     Raises:
         DataError: values that do not fit the model.
     """
+    return _prepare(read_raw(table, plan, contract, start, stop), table, plan, contract, tokenizer_json)
+
+
+def read_raw(table: Table, plan: ColumnPlan, contract: Contract, start: int, stop: int) -> dict[tuple[str, ...], Values]:
+    """Read rows ``start`` to ``stop`` as they stand, by the columns of each input; inputs of the same columns share them."""
+    groups = {plan.inputs[spec.name]: spec for spec in reversed(contract.inputs)}
+    return {group: _read_columns(table, group, spec, start, stop) for group, spec in groups.items()}
+
+
+def _prepare(
+    raw: Mapping[tuple[str, ...], Values], table: Table, plan: ColumnPlan, contract: Contract, tokenizer_json: str | None
+) -> tuple[dict[str, Array], tuple[str, ...]]:
     # Inputs of one text share the object, by which they are known to be one text.
-    raw: dict[tuple[str, ...], Values] = {}
-    for spec in contract.inputs:
-        group = plan.inputs[spec.name]
-        if group not in raw:
-            raw[group] = _read_columns(table, group, spec, start, stop)
     values = {name: raw[group] for name, group in plan.inputs.items()}
     return preprocess(values, contract, tokenizer_json=tokenizer_json, origin=table.origin)
 

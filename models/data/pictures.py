@@ -37,6 +37,31 @@ class EncodedPictures(Sequence[Image.Image]):
         """
         if isinstance(row, slice):
             return [self[index] for index in range(*row.indices(len(self)))]
+        path, content = self._record(row)
+        try:
+            with Image.open(io.BytesIO(content) if content else self._folder / path) as picture:
+                picture.load()
+                return ImageOps.exif_transpose(picture)
+        except FileNotFoundError as error:
+            raise self._no_such_file(row, path) from error
+        except Exception as error:  # decoders of damaged pictures raise whatever they stumble over
+            name = path or "the picture"
+            raise DataError(f"{self._where}: row {row}: {name} cannot be read ({error}): replace the picture") from error
+
+    def content(self, row: int) -> bytes:
+        """Return one picture as it is encoded.
+
+        Raises:
+            DataError: its file is missing.
+        """
+        path, content = self._record(row)
+        try:
+            return content or (self._folder / path).read_bytes()
+        except OSError as error:
+            raise self._no_such_file(row, path) from error
+
+    def _record(self, row: int) -> tuple[str, bytes | None]:
+        """Return a picture's path and, where it has no file, its content."""
         if not 0 <= row < len(self):
             raise IndexError(row)
         encoded = self._encoded(row)
@@ -44,12 +69,7 @@ class EncodedPictures(Sequence[Image.Image]):
         path, content = record.get("path") or "", record.get("bytes")
         if not path and not content:
             raise DataError(f"{self._where}: row {row} has no picture: fill or drop such rows")
-        try:
-            with Image.open(io.BytesIO(content) if content else self._folder / path) as picture:
-                picture.load()
-                return ImageOps.exif_transpose(picture)
-        except FileNotFoundError as error:
-            raise DataError(f"{self._where}: row {row}: no such file {self._folder / path}") from error
-        except Exception as error:  # decoders of damaged pictures raise whatever they stumble over
-            name = path or "the picture"
-            raise DataError(f"{self._where}: row {row}: {name} cannot be read ({error}): replace the picture") from error
+        return path, content
+
+    def _no_such_file(self, row: int, path: str) -> DataError:
+        return DataError(f"{self._where}: row {row}: no such file {self._folder / path}")

@@ -38,11 +38,15 @@ class Rows:
     """Where the rows came from, for messages."""
     assumed: tuple[str, ...] = ()
     """What had to be guessed while reading, each a sentence for the user."""
+    digests: Array | None = None
+    """uint64 ``[n]``, of the rows as their file had them (:mod:`monograph.models.data.digests`); None where that is not known."""
 
     def __post_init__(self) -> None:
         sizes = {name: len(array) for name, array in self.inputs.items()}
         if self.labels is not None:
             sizes[_LABELS] = len(self.labels)
+        if self.digests is not None:
+            sizes["digests"] = len(self.digests)
         if len(set(sizes.values())) > 1:
             found = ", ".join(f"{name} has {size}" for name, size in sizes.items())
             raise DataError(f"{self.origin}: columns differ in length ({found}): give every row all of its columns")
@@ -58,6 +62,7 @@ class Rows:
             self,
             inputs={name: array[indices] for name, array in self.inputs.items()},
             labels=None if self.labels is None else self.labels[indices],
+            digests=None if self.digests is None else self.digests[indices],
         )
 
     def batches(self, batch_size: int) -> Iterator[Self]:

@@ -16,8 +16,9 @@ import numpy as np
 
 from monograph.errors import DataError
 from monograph.models.contract import Contract
+from monograph.models.data.digests import row_digests
 from monograph.models.data.labels import Labels, encode_labels
-from monograph.models.data.load import ColumnPlan, common_length, plan_columns, read_inputs
+from monograph.models.data.load import ColumnPlan, common_length, plan_columns, read_inputs, read_raw
 from monograph.models.data.rows import Array, Codes, Rows
 from monograph.models.data.tables import ColumnKind, Table, read_table
 
@@ -58,6 +59,17 @@ class RowStream:
             raise DataError(f"{error} (in the part that starts with row {start})") from error
         labels = None if self.labels is None else np.asarray(self.labels[start:stop])
         return Rows(inputs, labels, self.class_names, self.table.origin, self.assumed)
+
+    def digests(self) -> Array:
+        """Return the digest of every raw row: uint64 ``[n]``.
+
+        Raises:
+            DataError: a row cannot be read.
+        """
+        starts = range(0, self.row_count, _LABELS_AT_A_TIME)
+        stops = (min(start + _LABELS_AT_A_TIME, self.row_count) for start in starts)
+        parts = (read_raw(self.table, self.plan, self.contract, start, stop) for start, stop in zip(starts, stops, strict=True))
+        return np.concatenate([row_digests(list(raw.values())) for raw in parts])
 
     def parts(self, size: int, start: int = 0) -> Iterator[Rows]:
         """Yield all rows in order, ``size`` at a time."""

@@ -44,6 +44,24 @@ def transformer(
     return module, text_classifier_contract(vocabulary_size, max_length, class_count)
 
 
+@torch.no_grad()
+def start_from_embeddings(student: nn.Module, table: torch.Tensor) -> None:
+    """Start the student's token embeddings from a teacher's, ``table`` float32 ``[vocabulary, m]``, in the student's width.
+
+    A wider table is projected onto its first principal axes, which keep most of its variance that so few numbers can; a
+    narrower one fills as many of the student's numbers as it has.
+
+    Raises:
+        ConfigError: the student has no token embeddings, or those of another vocabulary.
+    """
+    own = getattr(student, "token_embedding", None)
+    if not isinstance(own, nn.Embedding) or own.num_embeddings != len(table):
+        raise ConfigError(f"token embeddings of {len(table):,} tokens cannot start those of {type(student).__name__}")
+    centred = table.float() - table.float().mean(0)
+    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, : own.embedding_dim]  # largest first
+    own.weight[:, : axes.shape[1]] = centred @ axes
+
+
 class TextClassifier(nn.Module):
     """Token ids to logits; what :func:`transformer` makes."""
 

@@ -16,8 +16,10 @@ from rich.console import Console
 
 import monograph
 from monograph.errors import ConfigError, MonographError
+from monograph.pipelines.cli.bundle import bundle
 from monograph.pipelines.cli.distill import distill
 from monograph.pipelines.cli.fusion import fuse
+from monograph.pipelines.cli.gate import gate
 from monograph.pipelines.cli.lower import lower
 from monograph.pipelines.cli.options import (
     DATA,
@@ -195,6 +197,8 @@ app.command()(fuse)
 app.command()(verify)
 app.command()(lower)
 app.command()(distill)
+app.command()(gate)
+app.command()(bundle)
 
 
 @app.command()

@@ -58,6 +58,33 @@ def distill(
     teacher_weights: Annotated[
         str, typer.Option(help="Of several teachers: `equal`, `confidence` (more for those that are right), or `0.7,0.3`.")
     ] = "equal",
+    augment: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="`flip`, `shift`, `crop`, `erase`, separated by commas: done to training pictures, alike for all.",
+        ),
+    ] = None,
+    views: Annotated[
+        int, typer.Option(min=0, help="Augmented views of each row, taken in turn by the epochs; 0: a new one each epoch.")
+    ] = 8,
+    augment_seed: Annotated[int, typer.Option(help="Of the views: the same seed draws the same ones.")] = 0,
+    teacher_outputs: Annotated[
+        str, typer.Option(help="`kept` on disk, asked `live` in each step, or `auto`: whichever asks less often.")
+    ] = "auto",
+    hint: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYER=LAYER",
+            help="A layer of the student and the one of the PyTorch teacher that teaches it; once for each.",
+        ),
+    ] = None,
+    hint_loss: Annotated[
+        str, typer.Option(help="`hint`: squared error after a learned projection, or `attention`: between maps of energy.")
+    ] = "hint",
+    hint_weight: Annotated[
+        float | None, typer.Option(help="Of the layers' loss; 1 for `hint` and 1000 for `attention` by default.")
+    ] = None,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the rows.")] = 30,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.")] = 64,
     learning_rate: Annotated[float, typer.Option(help="At the peak of the schedule.")] = 3e-3,
@@ -68,20 +95,35 @@ def distill(
     patience: Annotated[int | None, typer.Option(help="Epochs without a better one after which to stop.")] = None,
     mixed_precision: Annotated[str, typer.Option(help="`no`, `fp16` or `bf16`.")] = "no",
     seed: Annotated[int, typer.Option(help="Of weights, order and dropout.")] = 0,
-    on: Annotated[str, typer.Option(help="Targets to measure the student on, separated by commas.")] = "cpu",
+    quantize: Annotated[
+        str | None,
+        typer.Option(
+            help="Write student.int8.onnx too: `dynamic`, `static`, or `aware`, taught again as it computes in 8 bits, which "
+            "`static` does where it loses too much."
+        ),
+    ] = None,
+    quantize_loss: Annotated[
+        float,
+        typer.Option(help="What 8 bits may lose on validation rows, in points of top-1, or hundredths of the labels' spread."),
+    ] = 1.0,
+    on: Annotated[str, typer.Option(help="Targets to measure the student on, separated by commas; empty for none.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training that was stopped in the folder.")] = False,
     as_json: Json = False,
 ) -> None:
     """Teach a small student what one or several teachers know, export it with a proof, and set it beside them."""
     if not teacher:
         raise ConfigError("no teacher: give one or more, --teacher SOURCE")
-    from monograph.pipelines.distill import CONFIDENCE, Recipe, distill_model
+    from monograph.pipelines.distill import CONFIDENCE, Hints, Recipe, distill_model
     from monograph.pipelines.report.distillation import distillation_tables
-    from monograph.pipelines.training import TrainingSettings
+    from monograph.pipelines.training import Augmentation, TrainingSettings
+    from monograph.pipelines.training.processes import is_main_process
 
     is_named = teacher_weights in ("equal", CONFIDENCE)
     weights = teacher_weights if is_named else tuple(numbers(teacher_weights, "weights of teachers") or ())
     options = {key: _number(value, key) for key, value in map(key_value, loss_option or ())}
+    augmentation = None if augment is None else Augmentation(tuple(augment.split(",")), views, augment_seed)
+    hints = Hints(dict(map(key_value, hint)), hint_loss, hint_weight) if hint else None
+    recipe = Recipe(loss, options, weights, augmentation, hints, teacher_outputs)
     rows = data_spec_of(data, data_column, split)
     assert rows is not None
     progress = Progress()
@@ -95,7 +137,7 @@ def distill(
             validation=data_spec_of(validation, data_column, split),
             test=data_spec_of(test, data_column, split),
             student_arguments={key: json_or_text(value) for key, value in map(key_value, student_argument or ())},
-            recipe=Recipe(loss, options, weights),
+            recipe=recipe,
             settings=TrainingSettings(
                 epochs=epochs,
                 batch_size=batch_size,
@@ -109,10 +151,14 @@ def distill(
                 seed=seed,
                 select="top1",
             ),
+            quantize=quantize,
+            largest_loss_points=quantize_loss,
             resume=resume,
-            on=on.split(","),
+            on=[target for target in on.split(",") if target],
             on_progress=progress.update,
         )
+    if not is_main_process():
+        return
     if as_json:
         print_json(distilled)
         return
@@ -123,6 +169,9 @@ def distill(
     for note in distilled.notes:
         progress.note(note)
     say(f"{distilled.onnx}  {distilled.proof}")
+    if distilled.quantized is not None:
+        say(f"{distilled.quantized.path or 'in 8 bits'}  {distilled.quantized.describe()}")
+    say(f"report: {output / 'report.html'}")
 
 
 def _number(text: str, key: str) -> float:

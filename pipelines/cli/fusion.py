@@ -25,8 +25,10 @@ from monograph.pipelines.cli.options import (
 from monograph.pipelines.progress import Progress
 
 if TYPE_CHECKING:
+    from monograph.export.fusion import Fused
     from monograph.pipelines.cascade import CascadeChoices
     from monograph.pipelines.data import DataSpec
+    from monograph.pipelines.fuse import Choices
     from monograph.pipelines.soup import SoupChoices
 
 _MIX = "How members are mixed"
@@ -144,6 +146,15 @@ def fuse(
     on: Annotated[
         str | None, typer.Option(help="The target on which --horizontal auto measures: cpu by default.", rich_help_panel=_GRAPH)
     ] = None,
+    member_outputs: Annotated[
+        bool,
+        typer.Option(
+            "--member-outputs",
+            help="Write a second file beside, `fused.teaching.onnx`, that gives each member's own logits or probabilities too: "
+            "teach from that by `monograph distill`, ship the first.",
+            rich_help_panel=_GRAPH,
+        ),
+    ] = False,
     data: Annotated[
         str | None,
         typer.Option(help=f"Rows for the proof (and the BatchNorm of --soup); those of --fit or random ones by default. {DATA}."),
@@ -156,12 +167,14 @@ def fuse(
 ) -> None:
     """Fuse models into one ONNX graph, O = Σ αᵢOᵢ or another form, proven equal to the members run apart."""
     from monograph.pipelines.cascade import CascadeChoices
-    from monograph.pipelines.fuse import Choices, fuse_models, plan_models
+    from monograph.pipelines.fuse import Choices
     from monograph.pipelines.soup import SoupChoices
 
     if output is None and not dry_run:
         raise ConfigError("no output: give -o fused.onnx, or --dry-run to see the plan")
     proof_rows = data_spec_of(data, data_column, split)
+    if member_outputs:
+        _refuse_member_outputs(soup=soup, cascade=cascade)
     if soup:
         _refuse_with_soup(
             combine=combine,
@@ -212,9 +225,19 @@ def fuse(
         class_weights=class_weights,
         horizontal=horizontal,
         on=on,
+        member_outputs=member_outputs,
     )
+    _mix(models, None if dry_run else output, choices, proof_rows, tolerance, as_json)
+
+
+def _mix(
+    models: list[str], output: Path | None, choices: Choices, proof_rows: DataSpec | None, tolerance: float, as_json: bool
+) -> None:
+    """Print the plan of a fusion of outputs, or build it where there is an output."""
+    from monograph.pipelines.fuse import fuse_models, plan_models
+
     progress = Progress()
-    if output is None or dry_run:
+    if output is None:
         plan, cost = plan_models(models, **choices)
         print_json({"plan": plan, "cost": cost}) if as_json else say(f"{plan.describe()}\n{cost.describe()}")
         return
@@ -229,15 +252,32 @@ def fuse(
                 "node_count": fused.node_count,
                 "cost": fused.cost,
                 "batching": fused.batching,
+                "teaching": fused.teaching and _teaching_record(fused.teaching),
             }
         )
         return
-    for note in fused.plan.notes:
+    for note in (fused.teaching or fused).plan.notes:
         progress.note(note)
     shares = ", ".join(f"{member.weight:.4g} x {member.name}" for member in fused.plan.members)
     choice = [fused.plan.horizontal.describe()] if fused.plan.horizontal else []
     choice += [f"  {fused.batching.describe()}"] if fused.batching else []
-    say("\n".join([f"{fused.file.path}  {shares}", *choice, fused.cost.describe(), fused.proof.describe()]))
+    lines = [f"{fused.file.path}  {shares}", *choice, fused.cost.describe(), fused.proof.describe()]
+    if fused.teaching:
+        own = ", ".join(spec.name for spec in fused.teaching.plan.member_specs)
+        lines += [f"{fused.teaching.file.path}  gives {own} too", fused.teaching.proof.describe()]
+    say("\n".join(lines))
+
+
+def _teaching_record(teaching: Fused) -> dict[str, object]:
+    """Return what --json tells of the teaching graph."""
+    from monograph.export.fusion.record import member_outputs
+
+    return {
+        "path": str(teaching.file.path),
+        "outputs": member_outputs(teaching.file),
+        "proof": teaching.proof,
+        "node_count": teaching.node_count,
+    }
 
 
 def _timing(progress: Progress) -> Callable[[str], None]:
@@ -298,3 +338,11 @@ def _refuse_with_cascade(**options: object) -> None:
             raise ConfigError(
                 f"--{name.replace('_', '-')} does not go with --cascade, in which one member answers each row: leave it out"
             )
+
+
+def _refuse_member_outputs(*, soup: bool, cascade: bool) -> None:
+    if soup or cascade:
+        mode = "--soup, which leaves one network" if soup else "--cascade, whose later members run for unsure rows only"
+        raise ConfigError(
+            f"--member-outputs does not go with {mode}: give the members themselves to `monograph distill`, each by --teacher"
+        )

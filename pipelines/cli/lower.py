@@ -27,8 +27,8 @@ def lower(
     to: Annotated[
         str,
         typer.Option(
-            help="`static-batch`, `qdq-htp`, `qdq-htp-int8`, `qnn-context`, `qdq-int8`, `fp16` or `ort`; for a cascade "
-            "`branch-free` or `sessions`."
+            help="`int8-static`, `int8-dynamic`, `fp16` or `ort`; with fixed sizes `static-batch`, `qdq-int8`, `qdq-htp`, "
+            "`qdq-htp-int8` or `qnn-context`; for a cascade `branch-free` or `sessions`."
         ),
     ],
     calibration: Annotated[

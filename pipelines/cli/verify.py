@@ -13,7 +13,7 @@ from monograph.pipelines.progress import Progress
 
 
 def verify(
-    model: Annotated[Path, typer.Argument(help="An ONNX file that monograph wrote.")],
+    model: Annotated[Path, typer.Argument(help="An ONNX file that monograph wrote, or a bundle: its folder, or a .zip of it.")],
     further: Annotated[
         list[str] | None, typer.Argument(metavar="MEMBER", help="Further files of --members.", show_default=False)
     ] = None,
@@ -37,11 +37,17 @@ def verify(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Run the proof that a file holds again: exit code 0 where every output is equal, 1 where one is not."""
+    """Run the proof that a file, or a bundle, holds again: exit code 0 where all is equal, 1 where something is not."""
+    from monograph.pipelines.bundle import looks_like_bundle
     from monograph.pipelines.verify import verify_model
 
     if further and not members:
         raise ConfigError(f"{1 + len(further)} files given: verify one at a time, or say that the others are its --members")
+    if looks_like_bundle(model):
+        if members or data:
+            raise ConfigError(f"{model} is a bundle, which holds no members: compare its model.onnx with them")
+        _verify_bundle(model, on, tolerance, as_json)
+        return
     progress = Progress()
     with progress.stage(f"verify {model} on {on}"):
         found = verify_model(
@@ -51,6 +57,17 @@ def verify(
             data=data_spec_of(data, data_column, split),
             tolerance=tolerance,
         )
+    print_json({"passed": found.passed, "verification": found}) if as_json else say(found.describe())
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+def _verify_bundle(path: Path, on: str, tolerance: float | None, as_json: bool) -> None:
+    from monograph.pipelines.bundle import verify_bundle
+
+    progress = Progress()
+    with progress.stage(f"verify {path} on {on}"):
+        found = verify_bundle(path, on=on, tolerance=tolerance)
     print_json({"passed": found.passed, "verification": found}) if as_json else say(found.describe())
     if not found.passed:
         raise typer.Exit(1)

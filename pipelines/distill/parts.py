@@ -1,36 +1,21 @@
-"""The rows of a distillation, as the student takes them and as each teacher does, and what the teachers give for them.
-
-Shape letters: ``c`` classes, ``n`` rows, ``t`` teachers.
-"""
+"""The rows of a distillation, as the student takes them and as each teacher does."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from monograph.errors import DataError
+from monograph.models.contract import Contract
 from monograph.models.data.rows import UNLABELLED, Rows
 from monograph.models.data.split import stratified_split
 from monograph.models.torch_model import TorchModel
 from monograph.pipelines.data import DataSpec, as_data_spec
-from monograph.pipelines.teachers import Teacher, cached_outputs
+from monograph.pipelines.teachers import Teacher
 
-Array = npt.NDArray[Any]
 VALIDATION_SHARE = 0.2
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows as the student takes them, and what each teacher gives for them."""
-
-    rows: Rows
-    outputs: Array
-    """float32 ``[t x n x c]``."""
 
 
 def read_parts(
@@ -67,10 +52,7 @@ def _read_for_each(learner: TorchModel, teachers: Sequence[Teacher], spec: DataS
     read = [own]
     for teacher in teachers:
         names = [each.name for each in teacher.contract.inputs]
-        alike = [replace(each, name="") for each in teacher.contract.inputs] == [
-            replace(each, name="") for each in learner.contract.inputs
-        ]
-        if alike and (teacher.tokenizer_json or tokenizer) == tokenizer:
+        if prepared_alike(teacher.contract, learner.contract) and (teacher.tokenizer_json or tokenizer) == tokenizer:
             read.append(replace(own, inputs=dict(zip(names, own.inputs.values(), strict=True))))
         else:
             read.append(spec.load(teacher.contract, teacher.tokenizer_json, needs_labels=needs_labels))
@@ -81,35 +63,15 @@ def _read_for_each(learner: TorchModel, teachers: Sequence[Teacher], spec: DataS
     return read
 
 
+def prepared_alike(one: Contract, other: Contract) -> bool:
+    """Tell whether both take the same tensors, whatever they call them."""
+    return [replace(each, name="") for each in one.inputs] == [replace(each, name="") for each in other.inputs]
+
+
 def _joined(labelled: Rows, unlabelled: Rows) -> Rows:
     """Return all rows, those without labels behind the others."""
     inputs = {name: np.concatenate([array, unlabelled.inputs[name]]) for name, array in labelled.inputs.items()}
     labels = np.concatenate([labelled.required_labels(), np.full(len(unlabelled), UNLABELLED)])
-    return replace(labelled, inputs=inputs, labels=labels)
-
-
-def ask_teachers(
-    teachers: Sequence[Teacher],
-    orders: Sequence[Sequence[int] | None],
-    rows: Sequence[Rows],
-    folder: Path,
-    on_progress: Callable[[int, int, str], None],
-) -> Part:
-    """Return the rows of one part with what each teacher gives for them, from ``folder`` where it was asked before.
-
-    Args:
-        teachers: whom to ask.
-        orders: of each teacher, where the student's classes stand among its own; None where they stand alike.
-        rows: as the student takes them, then as each teacher does.
-        folder: where the answers lie.
-        on_progress: told how much of a teacher's rows is done.
-    """
-    own, *theirs = rows
-    outputs = []
-    for teacher, order, each in zip(teachers, orders, theirs, strict=True):
-
-        def show(done: int, total: int, name: str = teacher.name) -> None:
-            on_progress(done, total, f"{name}: {done:,} of {total:,} rows")
-
-        outputs.append(cached_outputs(teacher, each, folder, order, show))
-    return Part(own, np.stack(outputs))
+    known = labelled.digests is not None and unlabelled.digests is not None
+    digests = np.concatenate([labelled.digests, unlabelled.digests]) if known else None
+    return replace(labelled, inputs=inputs, labels=labels, digests=digests)

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from monograph.errors import ConfigError
 from monograph.models.contract import Contract
+from monograph.pipelines.distill.answers import AUTO, Answers
+from monograph.pipelines.distill.hints import Hints
 from monograph.pipelines.losses import (
     LOSSES,
     DistillationLoss,
@@ -26,10 +28,10 @@ from monograph.pipelines.losses import (
     mixed,
     options_for,
 )
-from monograph.pipelines.training import Batch, Objective
+from monograph.pipelines.training import Augmentation, Batch, Objective
 
 Array = npt.NDArray[Any]
-CONFIDENCE = "confidence"
+EQUAL, CONFIDENCE = "equal", "confidence"
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,17 @@ class Recipe:
     loss: str = "kd"
     options: Mapping[str, float] = field(default_factory=dict)
     """Of the loss: ``temperature``, ``hard_weight`` …"""
-    teacher_weights: str | tuple[float, ...] = "equal"
-    """Of several teachers: ``equal``, numbers, or ``confidence``: more for those that are right about a row."""
+    teacher_weights: str | tuple[float, ...] = EQUAL
+    """Of several teachers: ``equal``, numbers, or ``confidence``: more for those that are right about a row.
+
+    Members of a teaching graph are equal in that they count as they do in the fusion.
+    """
+    augmentation: Augmentation | None = None
+    """Of training pictures; teacher and student see the same view."""
+    hints: Hints | None = None
+    """Layers of a teacher that teach layers of the student."""
+    teacher_outputs: str = AUTO
+    """``kept`` on disk, asked ``live``, or ``auto``: whichever asks less often."""
 
 
 def find_loss(recipe: Recipe, *, has_unlabelled: bool) -> tuple[DistillationLoss, LossOptions]:
@@ -54,7 +65,8 @@ def find_loss(recipe: Recipe, *, has_unlabelled: bool) -> tuple[DistillationLoss
     loss = LOSSES[recipe.loss]
     if loss.takes == "feature maps":
         raise ConfigError(
-            f"{loss.name} compares feature maps inside the networks, which this verb does not hand on: choose another"
+            f"{loss.name} compares layers inside the networks, beside a loss of what they give: choose that by --loss, and add "
+            f"--hint STUDENT_LAYER=TEACHER_LAYER --hint-loss {loss.name}"
         )
     if loss.needs_labels and has_unlabelled:
         raise ConfigError(f"{loss.name} needs a label for every row: leave out --unlabelled, or choose another loss")
@@ -63,14 +75,15 @@ def find_loss(recipe: Recipe, *, has_unlabelled: bool) -> tuple[DistillationLoss
 
 
 def teaching_objective(
-    loss: DistillationLoss, options: LossOptions, outputs: Tensor, weights: str | tuple[float, ...] = "equal"
+    loss: DistillationLoss, options: LossOptions, answers: Answers, count: int, weights: str | tuple[float, ...] = EQUAL
 ) -> Objective:
-    """Return what a student minimises: the loss of each row against what the teachers gave for the row of that number.
+    """Return what a student minimises: the loss of each row against what the teachers give for that row and view.
 
     Args:
         loss: between the student's outputs and the teachers' combined ones.
         options: of the loss.
-        outputs: of the teachers, float32 ``[t x n x c]``, by the number of the row.
+        answers: what the teachers give for a batch, float32 ``[t x b x c]``.
+        count: of teachers, ``t``.
         weights: of the teachers: ``equal``, ``confidence``, or numbers.
 
     Raises:
@@ -79,12 +92,11 @@ def teaching_objective(
     """
     if weights == CONFIDENCE and loss.takes != "logits":
         raise ConfigError(f"{loss.name} takes {loss.takes}, and {CONFIDENCE} weights are for classes: give equal, or numbers")
-    count = len(outputs)
-    fixed = None if weights == CONFIDENCE else fixed_weights([1.0] * count if weights == "equal" else _numbers(weights, count))
+    fixed = None if weights == CONFIDENCE else fixed_weights([1.0] * count if weights == EQUAL else _numbers(weights, count))
     temperature = options.temperature if "temperature" in loss.reads else 1.0
 
     def objective(student: list[Tensor], batch: Batch) -> Tensor:
-        given = outputs[:, batch.rows.cpu()].to(student[0].device)  # [t x b x c]
+        given = answers(batch)
         labels = batch.labels if batch.labels.dtype == torch.int64 else None
         if count == 1:
             combined = given[0]

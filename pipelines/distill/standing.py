@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from monograph.models.contract import Kind
-from monograph.models.data.rows import Rows
+from monograph.models.data.rows import Array, Rows
 from monograph.models.onnx_file import read_onnx
 from monograph.models.size import count_macs, count_parameters
 from monograph.models.torch_model import TorchModel
-from monograph.pipelines.distill.parts import Part
+from monograph.pipelines.distill.quantize import Quantized
 from monograph.pipelines.distill.recipe import Recipe, combined_outputs
 from monograph.pipelines.distill.student import teacher_macs
 from monograph.pipelines.teachers import Teacher
@@ -58,16 +58,18 @@ class Distilled:
     """Of the student and of teachers that are ONNX files, on the targets asked for."""
     proof: str
     notes: tuple[str, ...]
+    quantized: Quantized | None = None
+    """The student in 8 bits, where that was asked for."""
 
 
-def measure_all(onnx: Path, teachers: Sequence[Teacher], rows: Rows, on: Sequence[str]) -> tuple[Measurement, ...]:
-    """Measure the student, and teachers that are ONNX files, on each target: latency, and accuracy of the student."""
+def measure_all(students: Sequence[Path], teachers: Sequence[Teacher], rows: Rows, on: Sequence[str]) -> tuple[Measurement, ...]:
+    """Measure the student's files, and teachers that are ONNX files, on each target: latency, and accuracy of the former."""
     made = []
     for target in map(find_target, on):
-        for path in (onnx, *(teacher.path for teacher in teachers if teacher.path is not None)):
+        for path in (*students, *(teacher.path for teacher in teachers if teacher.path is not None)):
             file = read_onnx(path)
             contender = onnx_contender(path.stem, path, file.contract, file.sha256, file.size_bytes, target)
-            made.append(measure(contender, target, rows if path == onnx else None, Settings(batch_sizes=(1,))))
+            made.append(measure(contender, target, rows if path in students else None, Settings(batch_sizes=(1,))))
     return tuple(made)
 
 
@@ -75,7 +77,8 @@ def conclude(
     folder: Path,
     learner: TorchModel,
     teachers: Sequence[Teacher],
-    test: Part,
+    test_rows: Rows,
+    test_outputs: Array,
     test_name: str,
     recipe: Recipe,
     training: Training,
@@ -83,15 +86,15 @@ def conclude(
     proof: str,
     notes: tuple[str, ...],
 ) -> Distilled:
-    """Set the trained student beside its teachers on the rows of ``test``.
+    """Set the trained student beside its teachers on ``test_rows``, for which they gave ``test_outputs`` ``[t x n x c]``.
 
     Raises:
         DataError: those rows have no labels.
     """
     contract = replace(learner.contract, kind=Kind.LOGITS) if learner.contract.kind.has_classes else learner.contract
-    labels = test.rows.required_labels()
-    given = np.concatenate([learner(batch.inputs)[contract.output.name] for batch in test.rows.batches(512)])
-    combined = combined_outputs(test.outputs, contract, recipe)
+    labels = test_rows.required_labels()
+    given = np.concatenate([learner(batch.inputs)[contract.output.name] for batch in test_rows.batches(512)])
+    combined = combined_outputs(test_outputs, contract, recipe)
     standings = tuple(
         Standing(
             teacher.name,
@@ -101,7 +104,7 @@ def conclude(
             count_parameters(teacher.module.module) if teacher.module else None,
             read_onnx(teacher.path).size_bytes if teacher.path else None,
         )
-        for teacher, outputs in zip(teachers, test.outputs, strict=True)
+        for teacher, outputs in zip(teachers, test_outputs, strict=True)
     )
     together = score(combined, labels, contract)[1]
     own = score(given, labels, contract)[1]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from monograph.pipelines.report.formats import MISSING, percent, significant, size_text
+from monograph.pipelines.report.formats import MISSING, count_text, percent, significant, size_text
 from monograph.pipelines.report.grid import Grid, grid_table
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def _row(one: Standing) -> tuple[str, ...]:
         str(percent(accuracy.top1)) if accuracy else MISSING,
         significant(accuracy.nll) if accuracy else MISSING,
         f"{100 * agrees.estimate:.1f}" if agrees else MISSING,
-        MISSING if one.macs is None else f"{one.macs / 1e6:.3g} M",
-        MISSING if one.parameter_count is None else f"{one.parameter_count / 1e3:.3g} k",
+        MISSING if one.macs is None else count_text(one.macs),
+        MISSING if one.parameter_count is None else count_text(one.parameter_count),
         MISSING if one.size_bytes is None else size_text(one.size_bytes),
     )

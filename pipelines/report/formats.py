@@ -72,6 +72,14 @@ def size_text(size_bytes: float | None) -> str:
     return f"{size_bytes:.0f} B"
 
 
+def count_text(count: float) -> str:
+    """Write a large count in thousands, millions or billions: 812, 6.83 k, 1.43 M."""
+    for unit, factor in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= factor:
+            return f"{significant(count / factor)} {unit}"
+    return f"{count:.0f}"
+
+
 def duration_text(duration_s: float) -> str:
     """Write seconds as people say them: 8.4 s, 2 min 14 s, 1 h 5 min."""
     if duration_s < 60:

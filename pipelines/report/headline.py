@@ -42,7 +42,7 @@ def gain(report: Report) -> Gain | None:
     if best is None:
         return None
     (name, theirs), ours = best, fused.measurement.accuracy.top1
-    return Gain(name, round(100 * (ours.estimate - theirs.top1.estimate), 1), _overlap(ours, theirs.top1))
+    return Gain(name, round(100 * (ours.estimate - theirs.top1.estimate), 1), overlap(ours, theirs.top1))
 
 
 def headline(report: Report) -> str:
@@ -56,7 +56,7 @@ def headline(report: Report) -> str:
     if accuracy is None:
         time = f"takes {_time(fused)}" if fused.latency else f"was not timed on {fused.measurement.target}"
         return f"{subject} {time}; its accuracy was not measured."
-    parts = [f"{subject} reaches {_top1(accuracy)} top-1"]
+    parts = [f"{subject} reaches {top1_text(accuracy)} top-1"]
     comparison = gain(report)
     if comparison:
         parts.append(_comparison(comparison))
@@ -73,7 +73,7 @@ def findings(report: Report) -> tuple[str, ...]:
     target = fused.measurement.target
     best = next(one for one in report.contenders if one.name == comparison.best_member and one.measurement.target == target)
     assert best.measurement.accuracy is not None
-    sentence = f"The best member alone, {best.name}, reaches {_top1(best.measurement.accuracy)}"
+    sentence = f"The best member alone, {best.name}, reaches {top1_text(best.measurement.accuracy)}"
     if best.latency and fused.latency:
         factor = fused.latency.p50_s.estimate / best.latency.p50_s.estimate
         sentence += (
@@ -99,7 +99,7 @@ def _without_fusion(contenders: Sequence[Contender]) -> str:
     best = _most_accurate(contenders)
     if best:
         parts.append(
-            f"{best[0]} is the most accurate with {_top1(best[1])} top-1" if name_count > 1 else f"{_top1(best[1])} top-1"
+            f"{best[0]} is the most accurate with {top1_text(best[1])} top-1" if name_count > 1 else f"{top1_text(best[1])} top-1"
         )
     timed = [(one, one.latency.p50_s.estimate) for one in contenders if one.latency]
     if timed:
@@ -134,11 +134,13 @@ def _settled(comparison: Gain, accuracy: Accuracy) -> str:
     return f"On these {rows} fusing cost accuracy: the {accuracy.top1.confidence:.0%} intervals do not overlap."
 
 
-def _overlap(one: Interval, other: Interval) -> bool:
+def overlap(one: Interval, other: Interval) -> bool:
+    """Tell whether two intervals share a value."""
     return one.low <= other.high and other.low <= one.high
 
 
-def _top1(accuracy: Accuracy) -> str:
+def top1_text(accuracy: Accuracy) -> str:
+    """Write top-1 with its interval: ``97.9% [97.2, 98.5]``."""
     shown = percent(accuracy.top1)
     return f"{shown.value}% {shown.bounds}"
 

@@ -12,7 +12,9 @@ from typing import Literal
 from monograph.export.parity import ParityProof
 from monograph.runtime.results import Latency, Measurement, Throughput
 
-Role = Literal["member", "fused", "baseline"]
+Role = Literal["member", "fused", "baseline", "teacher", "student"]
+MAIN_ROLES: tuple[Role, ...] = ("fused", "student")
+"""What a page is about: it stands out."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,12 @@ class TrainingCurve:
     train_loss: tuple[float, ...]
     validation_loss: tuple[float, ...]
     validation_top1: tuple[float, ...]
+    kept_epoch: int | None = None
+    """Whose weights were kept, counted from 0; None where that is not told."""
+    minimised: str = ""
+    """What was minimised, where that is another loss than the one on validation rows: the two are drawn apart."""
+    validation_unit: str = "nats"
+    """Of the loss on validation rows."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""The figure of how the members learned: small multiples on common scales."""
+"""The figure of how models learned: small multiples on common scales."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,42 +12,82 @@ from matplotlib.ticker import MaxNLocator
 
 from monograph.pipelines.report.formats import shortened
 from monograph.pipelines.report.model import TrainingCurve
-from monograph.pipelines.report.svg import INK, MUTED, NARROW, Margins, add_axes, drawing, new_figure, to_svg
+from monograph.pipelines.report.svg import ACCENT, INK, MUTED, NARROW, Margins, add_axes, drawing, new_figure, to_svg
 
-_MOST_COLUMNS = 4
+_MOST_COLUMNS, _MOST_NARROW_COLUMNS = 4, 2
 _PANEL_HEIGHT, _LEFT, _RIGHT, _ABOVE, _BELOW = 118, 40, 12, 42, 40
 """Of one panel and the room around it, in pixels."""
+_DASHED = (0, (4, 2.5))
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One pair of axes: what a model's epochs gave, in the unit of the heading."""
+
+    heading: str
+    solid: tuple[float, ...] = ()
+    dashed: tuple[float, ...] = ()
+    is_share: bool = False
 
 
 def training_svg(curves: Sequence[TrainingCurve], *, key: str, width: int) -> str:
-    """Draw loss (nats) and validation top-1 (%) over the epochs, the two panels of a model below or beside each other.
+    """Draw loss and validation top-1 (%) over the epochs, the panels of a model below or beside each other.
 
-    Raises ValueError where there is no curve.
+    The epoch whose weights were kept is marked where it is told. Raises ValueError where there is no curve.
     """
     drawn = [one for one in curves if one.train_loss or one.validation_loss or one.validation_top1]
     if not drawn:
         raise ValueError("no training curve has values: leave the figure out")
-    beside = width < NARROW or len(drawn) == 1
-    columns = 2 if beside else min(len(drawn), _MOST_COLUMNS)
-    rows = len(drawn) if beside else 2 * -(-len(drawn) // columns)
-    losses = _finite(value for one in drawn for value in (*one.train_loss, *one.validation_loss))
-    floor = 100 * min(_finite(value for one in drawn for value in one.validation_top1), default=1.0)
+    models = _panels(drawn)
+    limits = [_limits([panels[kind] for panels in models]) for kind in range(len(models[0]))]
+    kinds, narrow = len(limits), width < NARROW
+    beside = kinds <= _MOST_NARROW_COLUMNS if narrow else len(drawn) == 1
+    columns = kinds if beside else 1 if narrow else min(len(drawn), _MOST_COLUMNS)
+    rows = len(drawn) if beside else kinds * -(-len(drawn) // columns)
     with drawing(key):
         figure = new_figure(width, rows * (_PANEL_HEIGHT + _ABOVE + _BELOW))
-        for index, curve in enumerate(drawn):
+        for index, (curve, panels) in enumerate(zip(drawn, models, strict=True)):
             row, column = divmod(index, columns)
-            first, second = ((index, 0), (index, 1)) if beside else ((2 * row, column), (2 * row + 1, column))
-            upper = _panel(figure, *first, rows, columns, epochs=max(len(curve.train_loss), len(curve.validation_loss)))
-            _draw_losses(upper, curve, 1.05 * max(losses, default=0.0) or 1.0)
-            room = width if beside else width / columns
-            _heading(upper, shortened(curve.name, int((room - _LEFT - _RIGHT) / 9)), 23, bold=True)
-            lower = _panel(figure, *second, rows, columns, epochs=len(curve.validation_top1))
-            _draw_top1(lower, curve, floor)
-        names = ", ".join(one.name for one in drawn)
+            for kind, panel in enumerate(panels):
+                place = (index, kind) if beside else (kinds * row + kind, column)
+                axes = _add_panel(figure, *place, rows, columns, epochs=max(len(panel.solid), len(panel.dashed)))
+                _draw(axes, panel, limits[kind], curve.kept_epoch)
+                if kind == 0:
+                    room = width if beside else width / columns
+                    _heading(axes, shortened(curve.name, int((room - _LEFT - _RIGHT) / 9)), 23, bold=True)
+        names = ", ".join(f"{one.name}{_kept_text(one)}" for one in drawn)
         return to_svg(figure, key=key, description=f"Training curves of {names}")
 
 
-def _panel(figure: Figure, row: int, column: int, rows: int, columns: int, *, epochs: int) -> Axes:
+def _panels(curves: Sequence[TrainingCurve]) -> list[list[_Panel]]:
+    """Return the panels of each model, as many for each: losses together or apart, then top-1 where any model has it."""
+    apart = any(one.minimised for one in curves)
+    has_top1 = any(_finite(one.validation_top1) for one in curves)
+    models = []
+    for one in curves:
+        unit = one.validation_unit
+        if apart:
+            panels = [_Panel(f"Training loss, {one.minimised or unit}", one.train_loss)]
+            panels.append(_Panel(f"Validation loss, {unit}", one.validation_loss))
+        else:
+            panels = [_Panel(f"Loss, {unit}", one.validation_loss, one.train_loss)]
+        if has_top1:
+            panels.append(_Panel("Validation top-1, %", tuple(100 * value for value in one.validation_top1), is_share=True))
+        models.append(panels)
+    return models
+
+
+def _limits(panels: Sequence[_Panel]) -> tuple[float, float]:
+    """Return the ends of the scale that panels of one kind share: losses start at 0, shares end at 100."""
+    values = _finite(value for one in panels for value in (*one.solid, *one.dashed))
+    if panels[0].is_share:
+        floor = min(values, default=100.0)
+        room = 0.06 * max(100 - floor, 1.0)
+        return floor - room, 100 + room
+    return 0, 1.05 * max(values, default=0.0) or 1.0
+
+
+def _add_panel(figure: Figure, row: int, column: int, rows: int, columns: int, *, epochs: int) -> Axes:
     cell = figure.get_figwidth() * 72 / columns
     height = _PANEL_HEIGHT + _ABOVE + _BELOW
     left, right = column * cell + _LEFT, (columns - 1 - column) * cell + _RIGHT
@@ -58,20 +99,19 @@ def _panel(figure: Figure, row: int, column: int, rows: int, columns: int, *, ep
     return axes
 
 
-def _draw_losses(axes: Axes, curve: TrainingCurve, limit: float) -> None:
-    axes.set_ylim(0, limit)
+def _draw(axes: Axes, panel: _Panel, limits: tuple[float, float], kept_epoch: int | None) -> None:
+    axes.set_ylim(*limits)
     axes.yaxis.set_major_locator(MaxNLocator(4))
-    _line(axes, curve.train_loss, MUTED, dashed=True)
-    _line(axes, curve.validation_loss, INK, dashed=False)
-    _heading(axes, "Loss, nats", 7)
-
-
-def _draw_top1(axes: Axes, curve: TrainingCurve, floor: float) -> None:
-    room = 0.06 * max(100 - floor, 1.0)
-    axes.set_ylim(floor - room, 100 + room)
-    axes.yaxis.set_major_locator(MaxNLocator(4))
-    _line(axes, [100 * value for value in curve.validation_top1], INK, dashed=False)
-    _heading(axes, "Validation top-1, %", 7)
+    if kept_epoch is not None:
+        axes.axvline(kept_epoch + 1, color=ACCENT, linewidth=1, zorder=1)
+    for values, colour, style in ((panel.dashed, MUTED, _DASHED), (panel.solid, INK, "-")):
+        if values:
+            marker = "o" if len(values) == 1 else ""
+            epochs = range(1, len(values) + 1)
+            axes.plot(epochs, values, color=colour, linewidth=1.6, linestyle=style, marker=marker, markersize=5)
+    if kept_epoch is not None and kept_epoch < len(panel.solid):
+        axes.plot([kept_epoch + 1], [panel.solid[kept_epoch]], "o", color=ACCENT, markersize=7, zorder=4, clip_on=False)
+    _heading(axes, panel.heading, 7)
 
 
 def _heading(axes: Axes, text: str, above: float, *, bold: bool = False) -> None:
@@ -81,11 +121,8 @@ def _heading(axes: Axes, text: str, above: float, *, bold: bool = False) -> None
     )  # fmt: skip
 
 
-def _line(axes: Axes, values: Sequence[float], colour: str, *, dashed: bool) -> None:
-    if values:
-        marker = "o" if len(values) == 1 else ""
-        style = (0, (4, 2.5)) if dashed else "-"
-        axes.plot(range(1, len(values) + 1), values, color=colour, linewidth=1.6, linestyle=style, marker=marker, markersize=5)
+def _kept_text(curve: TrainingCurve) -> str:
+    return "" if curve.kept_epoch is None else f", epoch {curve.kept_epoch + 1} kept"
 
 
 def _finite(values: Iterable[float]) -> list[float]:

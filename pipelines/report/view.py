@@ -8,14 +8,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from monograph.export.parity import ParityProof
 from monograph.pipelines.report.formats import milliseconds, percent, show, significant, size_text
 from monograph.pipelines.report.headline import gain, main_contender
 from monograph.pipelines.report.model import Contender, FusionSummary, Ratio, Report
-from monograph.runtime.results import Environment, to_record
+from monograph.runtime.results import Accuracy, Environment, to_record
+
+_SAMPLES = "samples_ns"
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,9 @@ def tiles(report: Report) -> list[Tile]:
     return made
 
 
-def top1_spans(contenders: Sequence[Contender]) -> dict[int, Span]:
-    """Return the top-1 interval of each scored contender, by its position, on one common scale."""
-    scored = {index: one.measurement.accuracy.top1 for index, one in enumerate(contenders) if one.measurement.accuracy}
+def top1_spans(accuracies: Sequence[Accuracy | None]) -> dict[int, Span]:
+    """Return the top-1 interval of each model that was scored, by its position, on one common scale."""
+    scored = {index: one.top1 for index, one in enumerate(accuracies) if one}
     if not scored:
         return {}
     low, high = min(one.low for one in scored.values()), max(one.high for one in scored.values())
@@ -130,14 +133,15 @@ def proof_figures(parity: ParityProof) -> ProofFigures:
 
 
 def machines(contenders: Sequence[Contender]) -> list[Machine]:
-    """Return every distinct environment with its targets."""
+    """Return every distinct environment with its targets; how busy it was while measuring makes no other one."""
     environments: list[Environment] = []
     targets: list[list[str]] = []
     for one in contenders:
-        if one.measurement.environment not in environments:
-            environments.append(one.measurement.environment)
+        environment = replace(one.measurement.environment, load_before=None, load_after=None, throttled_periods=None)
+        if environment not in environments:
+            environments.append(environment)
             targets.append([])
-        used = targets[environments.index(one.measurement.environment)]
+        used = targets[environments.index(environment)]
         if one.measurement.target not in used:
             used.append(one.measurement.target)
     return [Machine(environment, ", ".join(used)) for environment, used in zip(environments, targets, strict=True)]
@@ -154,27 +158,23 @@ def warnings_by_text(contenders: Sequence[Contender]) -> dict[str, list[str]]:
     return grouped
 
 
-def record_json(report: Report) -> str:
-    """Return the report as JSON that may stand inside a script element, with the raw samples replaced by their count."""
-    record = to_record(report)
-    for contender in record["contenders"]:
-        latency = contender["measurement"]["latency"]
-        if latency is not None:
-            latency["sample_count"] = len(latency.pop("samples_ns"))
-    text = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+def record_json(result: Any) -> str:
+    """Return a result dataclass as JSON that may stand inside a script element, with raw samples replaced by their count."""
+    text = json.dumps(_embedded(to_record(result)), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     # Neither "</script" nor "<!--" may occur; inside JSON strings an escaped "<" is the same character.
     return text.replace("<", r"\u003c").replace("\u2028", r"\u2028").replace("\u2029", r"\u2029")
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: they become null."""
+def _embedded(value: Any) -> Any:
+    """Leave raw samples out; JSON has no infinity and no NaN, which become null, and no paths."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {key: _finite(one) for key, one in value.items()}
+        pairs = (("sample_count", len(one)) if key == _SAMPLES else (key, _embedded(one)) for key, one in value.items())
+        return dict(pairs)
     if isinstance(value, list | tuple):
-        return [_finite(one) for one in value]
-    return value
+        return [_embedded(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _drawable(ratio: float) -> float:

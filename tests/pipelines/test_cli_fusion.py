@@ -192,6 +192,61 @@ class TestCascade:
         assert sorted(tmp_path.iterdir()) == before
 
 
+class TestMemberOutputs:
+    def test_a_second_file_gives_each_members_own(self, run: Run, world: Mapping[str, Path], tmp_path: Path):
+        plain, fused = tmp_path / "plain/fused.onnx", tmp_path / "with/fused.onnx"
+        arguments = ("--combine", "probs", "--weights", "0.3,0.7", "--temperatures", "2,1", "--data", world["rows"])
+        assert run("fuse", world["a"], world["b"], "-o", plain, *arguments)[0] == 0
+        code, out, _ = run("fuse", world["a"], world["b"], "-o", fused, *arguments, "--member-outputs", "--json")
+        assert code == 0
+        teaching = json.loads(out)["teaching"]
+        assert [path.name for path in sorted(fused.parent.iterdir())] == ["fused.onnx", "fused.teaching.onnx"]
+        assert fused.read_bytes() == plain.read_bytes()
+        assert teaching["outputs"] == [
+            {"output": f"member_{at}_{name}_logits", "kind": "logits", "weight": weight, "temperature": t, "class_weights": None}
+            for at, (name, weight, t) in enumerate((("a", 0.3, 2.0), ("b", 0.7, 1.0)))
+        ]
+        assert {batch["rows"] for batch in teaching["proof"]["batches"]} == {"real"}
+        x = np.random.default_rng(1).standard_normal((5, 4), dtype=np.float32)
+        given = open_session(Path(teaching["path"]), spinning=False)({"x": x})
+        np.testing.assert_allclose(given["member_0_a_logits"], logits_of(world["a"], x), atol=1e-6)
+        np.testing.assert_allclose(given["member_1_b_logits"], logits_of(world["b"], x), atol=1e-6)
+        np.testing.assert_allclose(given["probabilities"], logits_of(fused, x), atol=1e-6)
+
+    def test_is_told_and_verified(self, run: Run, world: Mapping[str, Path], tmp_path: Path):
+        code, out, err = run("fuse", world["part"], world["a"], "-o", tmp_path / "fused.onnx", "--member-outputs")
+        assert code == 0
+        assert "fused.teaching.onnx gives member_0_part_logits, member_1_a_logits too" in " ".join(out.split())
+        assert "part does not know all classes: its own output gives those a probability of 0" in " ".join(err.split())
+        code, out, _ = run("verify", tmp_path / "fused.teaching.onnx", "--members", world["a"], world["part"])
+        assert code == 0
+        assert "against part, a run apart: batch 16, random rows, output member_0_part_logits: equal" in out
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--soup"], "does not go with --soup, which leaves one network: give the members themselves to `monograph distill`"),
+            (
+                ["--cascade", "--threshold", "0.5"],
+                "does not go with --cascade, whose later members run for unsure rows only: give",
+            ),
+        ],
+    )
+    def test_refused(self, run: Run, world: Mapping[str, Path], tmp_path: Path, options: list[str], message: str):
+        before = sorted(tmp_path.iterdir())
+        code, out, err = run("fuse", world["a"], world["b"], "-o", tmp_path / "fused.onnx", "--member-outputs", *options)
+        assert (code, out) == (2, "")
+        assert f"--member-outputs {message}" in " ".join(err.split())
+        assert sorted(tmp_path.iterdir()) == before
+
+    def test_a_member_is_not_written_over(self, run: Run, world: Mapping[str, Path], tmp_path: Path):
+        member = world["a"].rename(tmp_path / "fused.teaching.onnx")
+        code, _, err = run("fuse", member, world["b"], "-o", tmp_path / "fused.onnx", "--member-outputs")
+        assert code == 2
+        assert "is one of the members: choose another name" in " ".join(err.split())
+        assert not (tmp_path / "fused.onnx").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

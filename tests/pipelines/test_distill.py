@@ -13,18 +13,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from monograph.errors import ConfigError, FusionError, MonographError
+from monograph.errors import ConfigError, ContractError, FusionError, MonographError
 from monograph.export.trace import export_torch
 from monograph.models.data.digits import optical_digits
 from monograph.models.data.load import load_rows
 from monograph.models.onnx_file import read_onnx
+from monograph.models.seen import read_seen
 from monograph.models.students import conv
 from monograph.models.torch_model import TorchModel
 from monograph.pipelines.cli import _exit_code
 from monograph.pipelines.distill import Distilled, Recipe, distill_model, teaching_objective
 from monograph.pipelines.fuse import fuse_models
 from monograph.pipelines.losses import LOSSES, LossOptions, options_for
-from monograph.pipelines.training import UNLABELLED, Batch, TrainingSettings, train
+from monograph.pipelines.training import UNLABELLED, Augmentation, Batch, TrainingSettings, train
 from monograph.pipelines.verify import verify_model
 
 QUICK = TrainingSettings(epochs=8, batch_size=64, learning_rate=1e-2, select="top1")
@@ -84,6 +85,25 @@ def test_an_ensemble_becomes_a_small_model(world: dict[str, str], tmp_path: Path
 
 
 @pytest.mark.slow
+def test_the_student_in_8_bits_and_the_report(world: dict[str, str], tmp_path: Path):
+    """Beside the float one, measured as it is, and both say which rows they have seen."""
+    settings = TrainingSettings(epochs=20, learning_rate=1e-2, select="top1")
+    made = distilled(world, tmp_path / "out", settings=settings, quantize="static", largest_loss_points=5.0, on=["cpu"])
+    small = made.quantized
+    assert small.path == tmp_path / "out" / "student.int8.onnx"
+    assert small.chosen.weight_bytes < 0.5 * small.float_weight_bytes
+    assert [one.model for one in made.measurements] == ["student", "student.int8", "fused"]
+    assert verify_model(small.path).passed
+    used = load_rows(world["data"], read_onnx(small.path).contract)
+    test = load_rows(world["test"], read_onnx(small.path).contract)
+    for path in (made.onnx, small.path):
+        seen = read_seen(read_onnx(path))
+        assert seen.among(used.digests).all()
+        assert not seen.among(test.digests).any()
+    html = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "student.int8" in html
+
+
 def test_unlabelled_rows_teach(world: dict[str, str], tmp_path: Path):
     """The same number of steps with and without 800 rows that nobody labelled."""
     settings = TrainingSettings(epochs=40, learning_rate=1e-2, select="top1")
@@ -106,7 +126,7 @@ def test_every_loss_trains(world: dict[str, str], tmp_path: Path, loss: str):
 def test_several_teachers(world: dict[str, str], tmp_path: Path, weights: object):
     made = distilled(world, tmp_path / "out", ("teacher0", "teacher1"), recipe=Recipe(teacher_weights=weights))
     assert [one.name for one in made.teachers] == ["teacher0", "teacher1"]
-    assert len(list((tmp_path / "out" / "teachers").iterdir())) == 2 * 3, "each was asked for the rows of each part"
+    assert len(list((tmp_path / "out" / "teachers").iterdir())) == 2 * 2, "each was asked for training rows and for test rows"
 
 
 class StopError(Exception):
@@ -200,7 +220,7 @@ def test_the_objective_looks_a_row_up_by_its_number():
     teachers, student = torch.randn(2, 20, 3), torch.randn(4, 3)
     batch = Batch((torch.zeros(4, 1),), torch.tensor([1, UNLABELLED, 0, 2]), torch.tensor([7, 3, 19, 0]))
     loss, options = LOSSES["kd"], options_for(LOSSES["kd"], {"temperature": 2.0})
-    found = teaching_objective(loss, options, teachers)([student], batch)
+    found = teaching_objective(loss, options, lambda batch: teachers[:, batch.rows], 2)([student], batch)
     log_q = (student / 2).log_softmax(1)
     p = (teachers[:, batch.rows] / 2).softmax(2).mean(0)
     torch.testing.assert_close(found, 4 * (p * (p.log() - log_q)).sum(1))
@@ -212,7 +232,7 @@ def test_the_objective_looks_a_row_up_by_its_number():
         ({"recipe": Recipe("kld")}, ConfigError, "unknown loss 'kld': choose from"),
         ({"recipe": Recipe("dkd")}, ConfigError, "dkd needs a label for every row: leave out --unlabelled"),
         ({"recipe": Recipe("mse", teacher_weights="confidence")}, ConfigError, "confidence weights are for classes"),
-        ({"recipe": Recipe("attention")}, ConfigError, "compares feature maps"),
+        ({"recipe": Recipe("attention")}, ConfigError, "compares layers inside the networks"),
         ({"recipe": Recipe("kd", {"alpha": 1.0})}, ConfigError, "does not read the option alpha"),
         ({"recipe": Recipe("kd", {"temperature": 0.0})}, ConfigError, "temperature"),
         ({"recipe": Recipe(teacher_weights="best")}, ConfigError, "teacher weights 'best': give equal, confidence"),
@@ -220,6 +240,16 @@ def test_the_objective_looks_a_row_up_by_its_number():
         ({"student_arguments": {"class_count": 7}}, FusionError, "fused gives 10 numbers a row and the student 7"),
         ({"student_arguments": {"wide": 7}}, ConfigError, "student separable_conv was called with"),
         ({"student": "nothing"}, MonographError, "no model source"),
+        ({"quantize": "int4"}, ConfigError, "unknown way to quantise 'int4'"),
+        (
+            {
+                "recipe": Recipe(augmentation=Augmentation(("flip",))),
+                "student": "mlp",
+                "student_arguments": {"input_shape": (64,)},
+            },
+            ContractError,
+            "only pictures",
+        ),
         ({"resume": True}, ConfigError, "holds no training to resume"),
         ({"settings": TrainingSettings(epochs=3, learning_rate=1e20, select="top1")}, MonographError, "is not finite"),
     ],

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from monograph.errors import ContractError, FusionError
+from monograph.errors import ConfigError, ContractError, FusionError
 from monograph.export.trace import export_torch
 from monograph.models.contract import Contract, Kind
 from monograph.models.data.rows import Rows
 from monograph.models.students import conv
 from monograph.models.torch_model import TorchModel
-from monograph.pipelines.teachers import Teacher, cached_outputs, class_order, load_teacher, weights_sha256
+from monograph.pipelines.fuse import fuse_models
+from monograph.pipelines.losses import combine_teachers
+from monograph.pipelines.teachers import Teacher, cached_outputs, class_order, load_teacher, load_teachers, weights_sha256
 from monograph.runtime.runner import run_all_rows
 
 CONTRACT = conv((1, 8, 8), 3)[1]
@@ -105,3 +107,33 @@ class TestClassOrder:
             class_order(CONTRACT, conv((1, 8, 8), 5)[1], "teacher")
         with pytest.raises(ContractError, match="gives regression and the student logits"):
             class_order(replace(CONTRACT, kind=Kind.REGRESSION), CONTRACT, "teacher")
+
+
+def test_a_teaching_graph_is_its_members(tmp_path: Path):
+    """Each asked alone, by the nodes it needs, at its own temperature; together by the weights of the fusion."""
+    paths = []
+    for seed in (0, 1):
+        export_torch(module_teacher(seed)[1], tmp_path / f"member{seed}.onnx")
+        paths.append(tmp_path / f"member{seed}.onnx")
+    fuse_models(paths, tmp_path / "fused.onnx", weights=[0.7, 0.3], temperatures=[2.0, 1.0], member_outputs=True)
+    teachers, weights = load_teachers([str(tmp_path / "fused.teaching.onnx")])
+    assert weights == pytest.approx((0.7, 0.3))
+    for teacher, seed, temperature in zip(teachers, (0, 1), (2.0, 1.0), strict=True):
+        np.testing.assert_allclose(teacher.logits(rows()), module_teacher(seed)[0].logits(rows()) / temperature, atol=1e-5)
+    first, second = (cached_outputs(teacher, rows(), tmp_path / "kept") for teacher in teachers)
+    assert not np.allclose(first, second), "one file has several outputs, each kept apart"
+    alone, none = load_teachers([str(path) for path in paths])
+    assert none is None
+    assert [teacher.name for teacher in alone] == ["member0", "member1"]
+    with pytest.raises(ConfigError, match="already are several teachers: give it alone"):
+        load_teachers([str(tmp_path / "fused.teaching.onnx"), str(paths[0])])
+
+
+def test_tempering_a_mean_is_not_the_mean_of_what_is_tempered(tmp_path: Path):
+    """Why a fused graph does not teach as its members do, at another temperature than 1."""
+    logits = torch.tensor([[[8.0, 0.0, 0.0]], [[0.0, 0.0, 4.0]]])  # two members, sure of different classes
+    mean = logits.softmax(-1).mean(0)
+    tempered_mean = (mean.log() / 4).softmax(-1)
+    mean_of_tempered = (logits / 4).softmax(-1).mean(0)
+    assert (tempered_mean - mean_of_tempered).abs().max() > 0.05
+    torch.testing.assert_close(combine_teachers(logits, torch.tensor([0.5, 0.5]), 4.0).div(4).softmax(-1), mean_of_tempered)

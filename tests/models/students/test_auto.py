@@ -13,7 +13,8 @@ from monograph.models.contract import Contract, ImagePreprocessing, Kind, Tensor
 from monograph.models.huggingface import HuggingFaceModule
 from monograph.models.size import count_macs, count_parameters
 from monograph.models.students import separable_conv
-from monograph.models.students.auto import Budget, Measure, auto_student, fewer_layers, parse_budget
+from monograph.models.students.auto import Budget, Measure, auto_student, parse_budget
+from monograph.models.students.layers import fewer_layers
 from monograph.models.torch_model import TorchModel
 
 LOGITS = (TensorSpec("logits", "float32", ("batch", 5)),)

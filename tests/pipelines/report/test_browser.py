@@ -1,4 +1,4 @@
-"""The report in a real Chromium: nothing fetched, nothing logged, nothing wider than a phone, readable in both schemes."""
+"""The pages in a real Chromium: nothing fetched, nothing logged, nothing wider than a phone, readable in both schemes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from monograph.pipelines.distill import Distilled
 from monograph.pipelines.report import Contender, Report, write_report
+from monograph.pipelines.report.distillation_page import write_distillation_page
 from monograph.runtime.results import Evidence
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
@@ -24,6 +26,7 @@ pytestmark = [
 
 MakeReport = Callable[..., Report]
 MakeContender = Callable[..., Contender]
+MakeDistilled = Callable[..., Distilled]
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,26 @@ def report_path(make_report: MakeReport, tmp_path_factory: pytest.TempPathFactor
     )
     path = tmp_path_factory.mktemp("report") / "report.html"
     write_report(make_report(contenders=warned + simulated), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def distillation_path(make_distilled: MakeDistilled, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a distillation with several teachers, warnings and a target that is only simulated."""
+    made = make_distilled()
+    second = replace(made.teachers[0], name="google/vit-base-patch16-224-in21k", macs=17_563_000_000)
+    warned = tuple(replace(one, warnings=("It ran hot.",)) for one in made.measurements)
+    simulated = tuple(replace(one, evidence=Evidence.SIMULATED, target="qnn-htp") for one in made.measurements)
+    path = tmp_path_factory.mktemp("distillation") / "report.html"
+    write_distillation_page(replace(made, teachers=(*made.teachers, second), measurements=warned + simulated), path)
+    return path
+
+
+@pytest.fixture(params=["report_path", "distillation_path"])
+def page_path(request: pytest.FixtureRequest) -> Path:
+    """Each kind of page in turn."""
+    path = request.getfixturevalue(request.param)
+    assert isinstance(path, Path)
     return path
 
 
@@ -73,14 +96,14 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_asks_for_nothing_and_logs_nothing(browser: Any, report_path: Path, scheme: str, width: int) -> None:
-    page = opened(browser, report_path, width=width, color_scheme=scheme)
-    assert [one for one in page.seen if not one.startswith("data:")] == [report_path.as_uri()]
+def test_the_page_asks_for_nothing_and_logs_nothing(browser: Any, page_path: Path, scheme: str, width: int) -> None:
+    page = opened(browser, page_path, width=width, color_scheme=scheme)
+    assert [one for one in page.seen if not one.startswith("data:")] == [page_path.as_uri()]
     page.context.close()
 
 
-def test_nothing_is_wider_than_the_window(browser: Any, report_path: Path) -> None:
-    page = opened(browser, report_path)
+def test_nothing_is_wider_than_the_window(browser: Any, page_path: Path) -> None:
+    page = opened(browser, page_path)
     for width in (320, 390, 768, 1000, 1280):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") == width
@@ -101,6 +124,21 @@ def test_all_text_stands_out_from_its_ground(browser: Any, report_path: Path, sc
         assert contrast(colour, ground) >= 4.5, selector
     label = page.eval_on_selector(".plot .wide text", "one => getComputedStyle(one).fill")
     assert contrast(label, page.eval_on_selector("body", "one => getComputedStyle(one).backgroundColor")) >= 4.5
+    page.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_student_and_what_is_told_of_it_stand_out(browser: Any, distillation_path: Path, scheme: str) -> None:
+    page = opened(browser, distillation_path, color_scheme=scheme)
+    for selector, on in (
+        ("tr.student th", "tr.student th"),
+        ("tr.student td small", "tr.student td"),
+        ("tr.teacher td small", "body"),
+        (".machine dt", "body"),
+    ):
+        colour = page.eval_on_selector(selector, "one => getComputedStyle(one).color")
+        ground = page.eval_on_selector(on, "one => getComputedStyle(one).backgroundColor")
+        assert contrast(colour, ground) >= 4.5, selector
     page.context.close()
 
 
@@ -138,6 +176,19 @@ def test_each_figure_is_seen_once_at_its_size(browser: Any, report_path: Path, w
     page.context.close()
 
 
+@pytest.mark.parametrize(("width", "shown"), [(390, "narrow"), (1280, "wide")])
+def test_each_figure_of_a_distillation_fits_its_page(browser: Any, distillation_path: Path, width: int, shown: str) -> None:
+    page = opened(browser, distillation_path, width=width)
+    figures = page.locator(f".plot .{shown} svg").all()
+    assert len(figures) == 3, "accuracy over cost, training, the calls of the one target that was timed"
+    for figure in figures:
+        box = figure.bounding_box()
+        right = figure.evaluate("one => Math.max(...[...one.querySelectorAll('text')].map(t => t.getBoundingClientRect().right))")
+        assert box["width"] > 0.85 * min(width, 1008)
+        assert right <= width
+    page.context.close()
+
+
 @pytest.mark.parametrize("width", [390, 1280])
 def test_names_of_close_points_do_not_overlap(
     browser: Any, make_report: MakeReport, make_contender: MakeContender, tmp_path: Path, width: int
@@ -166,8 +217,8 @@ def test_the_page_is_complete_without_javascript(browser: Any, report_path: Path
     page.context.close()
 
 
-def test_on_paper_it_is_light_and_fits(browser: Any, report_path: Path) -> None:
-    page = opened(browser, report_path, width=688, color_scheme="dark")
+def test_on_paper_it_is_light_and_fits(browser: Any, page_path: Path) -> None:
+    page = opened(browser, page_path, width=688, color_scheme="dark")
     page.emulate_media(media="print", color_scheme="dark")
     assert page.eval_on_selector("body", "one => getComputedStyle(one).backgroundColor") == "rgb(253, 253, 252)"
     assert page.evaluate("document.documentElement.scrollWidth") <= 688

@@ -8,8 +8,9 @@ from xml.etree import ElementTree
 import pytest
 
 from monograph.pipelines.report import Contender, Report, TrainingCurve
-from monograph.pipelines.report.plots import accuracy_latency_svg, latency_distribution_svg, throughput_svg
+from monograph.pipelines.report.plots import latency_distribution_svg, throughput_svg
 from monograph.pipelines.report.svg import VARIABLES
+from monograph.pipelines.report.trade_plot import accuracy_latency_svg
 from monograph.pipelines.report.training_plot import training_svg
 from monograph.runtime.results import Evidence
 

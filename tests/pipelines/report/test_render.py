@@ -234,6 +234,15 @@ def test_a_proof_shows_its_worst_figures(make_report: MakeReport, full_html: str
     assert "lenet-5.onnx lenet-5 in PyTorch 1, 2, 5 real 3.8 × 10⁻⁶ 19.2" in Page(full_html).text
 
 
+def test_kept_epochs_are_told_where_they_are_known(make_report: MakeReport, full_html: str) -> None:
+    marked = tuple(replace(one, kept_epoch=index) for index, one in enumerate(make_report().curves))
+    told = "Upright lines mark the epochs whose weights were kept."
+    html = render_html(make_report(curves=marked))
+    assert told in Page(html).text
+    assert "Training curves of lenet-5, epoch 1 kept, mlp-256, epoch 2 kept" in html
+    assert told not in Page(full_html).text
+
+
 def test_negative_weights_are_drawn_left_of_zero(make_report: MakeReport) -> None:
     fusion = make_report().fusion
     assert fusion is not None

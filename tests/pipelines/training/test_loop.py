@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from monograph.errors import ConfigError, ContractError, MonographError
 from monograph.models.contract import Contract, Kind, TensorSpec
 from monograph.models.data.rows import Rows
-from monograph.models.students import mlp
+from monograph.models.students import conv, mlp
 from monograph.models.torch_model import TorchModel
-from monograph.pipelines.training import UNLABELLED, Batch, TrainingSettings, train
+from monograph.pipelines.training import UNLABELLED, Augmentation, Batch, TrainingSettings, train
 from monograph.pipelines.training.checkpoint import FILE
 
 SETTINGS = TrainingSettings(epochs=4, batch_size=16, learning_rate=1e-2, seed=3)
@@ -219,3 +219,42 @@ def test_wrong_settings_are_one_line():
     probabilities = replace(one.contract, kind=Kind.PROBABILITIES)
     with pytest.raises(ContractError, match="needs logits"):
         train(replace(one, contract=probabilities), rows(), rows(), SETTINGS)
+
+
+def test_a_training_may_take_another_precision_than_the_one_before():
+    for precision in ("no", "bf16", "no"):
+        _, training = trained(TrainingSettings(epochs=1, mixed_precision=precision))
+        assert np.isfinite(training.epochs[0].train_loss)
+
+
+def test_convolutions_lie_in_memory_as_they_did():
+    """They are trained channels last, and are kept, saved and exported as anybody expects them."""
+    network = TorchModel(*conv((1, 8, 8), 3, width=4), "network")
+    pictures = Rows({"pixels": np.random.default_rng(0).standard_normal((64, 1, 8, 8)).astype(np.float32)}, np.arange(64) % 3)
+    train(network, pictures, pictures, TrainingSettings(epochs=1))
+    assert all(tensor.is_contiguous() for tensor in network.module.state_dict().values())
+
+
+def test_an_augmented_training_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path):
+    """The view belongs to the epoch; another augmentation is other settings."""
+    pictures = Rows({"pixels": np.random.default_rng(0).standard_normal((64, 1, 8, 8)).astype(np.float32)}, np.arange(64) % 3)
+    settings = TrainingSettings(epochs=3, batch_size=16)
+
+    def run(folder: Path, stop_at: int, augmentation: Augmentation) -> TorchModel:
+        torch.manual_seed(0)
+        network = TorchModel(*conv((1, 8, 8), 3, width=4), "network")
+
+        def stop(step: int, steps: int, loss: float) -> None:
+            if step == stop_at:
+                raise KeyboardInterrupt
+
+        train(network, pictures, pictures, settings, augmentation=augmentation, folder=folder, on_step=stop)
+        return network
+
+    views = Augmentation(("shift", "erase"), views=2)
+    whole = run(tmp_path / "whole", -1, views)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", 7, views)
+    with pytest.raises(ConfigError, match="augmentation was"):
+        run(tmp_path / "cut", -1, Augmentation(("shift",), views=2))
+    assert_same(weights(run(tmp_path / "cut", -1, views)), weights(whole))
