@@ -58,6 +58,9 @@ class SeenRows:
         return ", ".join(f"{count:,} rows of {use}" for use, count in self.uses.items()) or "none recorded"
 
 
+NOTHING_SEEN = SeenRows()
+
+
 def seen(use: str, *parts: Rows | None) -> SeenRows:
     """Return the rows of ``parts`` as seen for ``use``; those that were made up, not read from a file, count as they are."""
     given = [rows for rows in parts if rows is not None]

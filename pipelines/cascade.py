@@ -10,6 +10,7 @@ from typing import TypedDict, Unpack
 from monograph.errors import ConfigError
 from monograph.export.fusion.cascade import MAX_DROP_POINTS, Cascaded, CascadePlan, fit_cascade, fuse_cascade, plan_cascade
 from monograph.export.parity import TOLERANCE
+from monograph.models.seen import SeenRows, seen, seen_by
 from monograph.pipelines.data import DataSpec, as_data_spec
 from monograph.pipelines.export import checked_output, rows_for
 from monograph.pipelines.fuse import check_output_is_new, labelled_rows, members_as_onnx
@@ -48,10 +49,10 @@ def cascade_models(
         ParityError: the cascade would not compute what the members do; nothing is written.
     """
     path = checked_output(output)
-    with _planned(models, choices) as plan:
+    with _planned(models, choices) as (plan, known):
         check_output_is_new(path, [member.path for member in plan.members])
         rows = rows_for(data or choices.get("fit"), plan.contract, plan.tokenizer_json)
-        return fuse_cascade(plan, path, rows=rows, tolerance=tolerance)
+        return fuse_cascade(plan, path, rows=rows, tolerance=tolerance, seen=known)
 
 
 def plan_cascade_models(models: Sequence[str | Path], **choices: Unpack[CascadeChoices]) -> CascadePlan:
@@ -60,21 +61,22 @@ def plan_cascade_models(models: Sequence[str | Path], **choices: Unpack[CascadeC
     Raises:
         InputError: a model, the thresholds or the data cannot be used.
     """
-    with _planned(models, choices) as plan:
+    with _planned(models, choices) as (plan, _):
         return plan
 
 
 @contextmanager
-def _planned(models: Sequence[str | Path], choices: CascadeChoices) -> Iterator[CascadePlan]:
+def _planned(models: Sequence[str | Path], choices: CascadeChoices) -> Iterator[tuple[CascadePlan, SeenRows]]:
     thresholds, spec = choices.get("thresholds"), as_data_spec(choices.get("fit"))
     if (thresholds is None) == (spec is None):
         got = "neither" if spec is None else "both"
         raise ConfigError(f"{got} of --threshold and --fit given: a cascade needs one of them, --threshold T or --fit DATA")
     with members_as_onnx(models) as files:
         gate = choices.get("gate")
-        fitted = None
+        fitted, known = None, seen_by(files)
         if spec is not None:
             rows = labelled_rows(spec, files)
+            known |= seen("fit", rows[0])
             fitted = fit_cascade(
                 files,
                 rows,
@@ -82,4 +84,4 @@ def _planned(models: Sequence[str | Path], choices: CascadeChoices) -> Iterator[
                 max_drop=choices.get("max_drop", MAX_DROP_POINTS),
                 confidence=choices.get("confidence", CONFIDENCE),
             )
-        yield plan_cascade(files, gate=gate, thresholds=thresholds, fit=fitted, share=choices.get("share", True))
+        yield plan_cascade(files, gate=gate, thresholds=thresholds, fit=fitted, share=choices.get("share", True)), known

@@ -19,6 +19,7 @@ from monograph.export.fusion.teaching import teaching_path, with_member_outputs
 from monograph.export.parity import TOLERANCE
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile, read_onnx
+from monograph.models.seen import SeenRows, seen, seen_by
 from monograph.models.sources import Scheme, parse_source
 from monograph.pipelines.data import DataSpec, as_data_spec
 from monograph.pipelines.export import checked_output, export_model, rows_for
@@ -83,17 +84,18 @@ def fuse_models(
             not, and that alone is not written.
     """
     path = checked_output(output)
-    with _planned(models, choices) as (plan, files):
+    with _planned(models, choices) as (plan, files, known):
         for written in (path, teaching_path(path)) if choices.get("member_outputs") else (path,):
             check_output_is_new(written, [file.path for file in files])
         rows = rows_for(data or choices.get("fit"), plan.contract, plan.tokenizer_json)
         if choices.get("horizontal") == MEASURED:
             plan = measured_horizontal(plan, rows, on=choices.get("on"), tolerance=tolerance, on_progress=on_progress)
-        fused = fuse(plan, path, rows=rows, tolerance=tolerance)
+        fused = fuse(plan, path, rows=rows, tolerance=tolerance, seen=known)
         if not choices.get("member_outputs"):
             return fused
-        teaching = fuse(with_member_outputs(plan), teaching_path(path), rows=rows, tolerance=tolerance, shipped=path)
-        return replace(fused, teaching=teaching)
+        teaching = with_member_outputs(plan)
+        taught = fuse(teaching, teaching_path(path), rows=rows, tolerance=tolerance, shipped=path, seen=known)
+        return replace(fused, teaching=taught)
 
 
 def plan_models(models: Sequence[str | Path], **choices: Unpack[Choices]) -> tuple[FusionPlan, Cost]:
@@ -102,18 +104,19 @@ def plan_models(models: Sequence[str | Path], **choices: Unpack[Choices]) -> tup
     Raises:
         InputError: a model, the weights or the data cannot be used.
     """
-    with _planned(models, choices) as (plan, _):
+    with _planned(models, choices) as (plan, *_):
         return plan, estimate_cost(plan)
 
 
 @contextmanager
-def _planned(models: Sequence[str | Path], choices: Choices) -> Iterator[tuple[FusionPlan, list[OnnxFile]]]:
-    """Yield the plan and its members; those that had to be exported first live as long as the block."""
+def _planned(models: Sequence[str | Path], choices: Choices) -> Iterator[tuple[FusionPlan, list[OnnxFile], SeenRows]]:
+    """Yield the plan, its members and what it has seen; members that had to be exported first live as long as the block."""
     _check(choices)
     with members_as_onnx(models) as files:
-        fit = None
+        fit, known = None, seen_by(files)
         if (spec := as_data_spec(choices.get("fit"))) is not None:
             rows = labelled_rows(spec, files)
+            known |= seen("fit", rows[0])
             fit = fit_fusion(
                 files,
                 rows,
@@ -134,7 +137,7 @@ def _planned(models: Sequence[str | Path], choices: Choices) -> Iterator[tuple[F
         )
         if choices.get("member_outputs"):
             with_member_outputs(plan)  # refuses before anything is written
-        yield planned_horizontal(plan, choices.get("horizontal", OFF)), files
+        yield planned_horizontal(plan, choices.get("horizontal", OFF)), files, known
 
 
 def _class_weights(

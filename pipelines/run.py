@@ -18,6 +18,7 @@ from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
 from monograph.models.files import write_atomically
 from monograph.models.onnx_file import OnnxFile, read_onnx
+from monograph.models.seen import NOTHING_SEEN, mark_seen, seen, seen_by
 from monograph.models.sources import Scheme, parse_source
 from monograph.pipelines.config import ModelConfig, PipelineConfig, load_config
 from monograph.pipelines.identity import identity_of
@@ -208,6 +209,9 @@ def _export(run: _Run, name: str, data: Path, weights: Path | None) -> Path:
             class_names=class_names,
             data=str(data / "validation.npz"),
         )
+        if weights is not None:
+            parts = [Rows.load(data / f"{part}.npz") for part in ("train", "validation")]
+            mark_seen(folder / f"{name}.onnx", seen("training", parts[0]) | seen("validation", parts[1]))
         write_record(folder / "proof.json", exported.proof)
         run.workspace.progress.update(1, 1, f"max abs error {exported.proof.worst.max_abs_error:.1e}")
 
@@ -234,7 +238,8 @@ def _fuse(run: _Run, exported: Mapping[str, Path], data: Mapping[str, Path]) -> 
         weights = _given_weights(choice.weights, list(exported))
         plan = plan_fusion(files, names=list(exported), weights=weights, combine=choice.combine, fit=fit)
         _check_takes_the_members_rows(plan.contract, files[0].contract)
-        fused = fuse(plan, folder / "fused.onnx", rows=rows[0])
+        known = seen_by(files) | (seen("fit", rows[0]) if fit else NOTHING_SEEN)
+        fused = fuse(plan, folder / "fused.onnx", rows=rows[0], seen=known)
         record = FusedRecord(
             form=plan.form,
             formula=FORMS[plan.form].formula,

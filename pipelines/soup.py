@@ -15,6 +15,7 @@ from monograph.export.parity import TOLERANCE
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile
+from monograph.models.seen import SeenRows, seen, seen_by
 from monograph.pipelines.data import DataSpec, as_data_spec
 from monograph.pipelines.export import checked_output, rows_for
 from monograph.pipelines.fuse import check_output_is_new, members_as_onnx
@@ -56,10 +57,10 @@ def soup_models(
         ParityError: the soup would not compute what it should; nothing is written.
     """
     path = checked_output(output)
-    with _planned(models, data, choices) as (plan, rows):
+    with _planned(models, data, choices) as (plan, rows, known):
         check_output_is_new(path, [member.path for member in plan.members])
         proof_rows = rows_for(data or choices.get("fit"), plan.contract, plan.tokenizer_json)
-        return fuse_soup(plan, path, rows=proof_rows, statistics_rows=rows, tolerance=tolerance)
+        return fuse_soup(plan, path, rows=proof_rows, statistics_rows=rows, tolerance=tolerance, seen=known)
 
 
 def plan_soup_models(
@@ -70,15 +71,15 @@ def plan_soup_models(
     Raises:
         InputError: a model, the weights or the data cannot be used, or members do not share an initialisation.
     """
-    with _planned(models, data, choices) as (plan, _):
+    with _planned(models, data, choices) as (plan, *_):
         return plan
 
 
 @contextmanager
 def _planned(
     models: Sequence[str | Path], data: str | DataSpec | None, choices: SoupChoices
-) -> Iterator[tuple[SoupPlan, Rows | None]]:
-    """Yield the plan and the rows that it was made on; members that had to be exported first live as long as the block."""
+) -> Iterator[tuple[SoupPlan, Rows | None, SeenRows]]:
+    """Yield the plan, the rows that it was made on, and what the soup has seen; exported members live as long as the block."""
     fit = as_data_spec(choices.get("fit"))
     if fit is not None and choices.get("weights") is not None:
         raise ConfigError("--weights and --fit exclude each other: give the weights or have the members chosen")
@@ -93,7 +94,7 @@ def _planned(
             greedy=fit is not None,
             max_barrier=choices.get("max_barrier"),
         )
-        yield plan, rows
+        yield plan, rows, seen_by(files) | seen("fit", rows)
 
 
 def _labelling_contract(files: Sequence[OnnxFile]) -> Contract:

@@ -21,6 +21,7 @@ from monograph.export.parity import TOLERANCE, Computation, ParityProof, open_wh
 from monograph.export.trace import write_proven
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile, read_onnx, size_on_disk
+from monograph.models.seen import NOTHING_SEEN, SeenRows, seen_metadata
 from monograph.runtime.apart import ApartSession, open_sessions, too_large
 from monograph.runtime.session import Session
 
@@ -53,11 +54,12 @@ def fuse(
     batch_sizes: Sequence[int] = FUSION_BATCH_SIZES,
     tolerance: float = TOLERANCE,
     shipped: Path | None = None,
+    seen: SeenRows = NOTHING_SEEN,
 ) -> Fused:
     """Build the graph of ``plan``, prove it equal to the members run apart, and only then write ``path``.
 
     A teaching graph stands beside the graph ``shipped``, written before: its fused output is proven equal to what that gives,
-    the others to what each member gives alone.
+    the others to what each member gives alone. What its members have ``seen``, and the fit of their weights, it says too.
 
     Raises:
         FusionError: the members' graphs cannot be joined.
@@ -77,7 +79,7 @@ def fuse(
         batch_sizes=batch_sizes,
         tolerance=max(tolerance, plan.rounding),
         tokenizer_json=plan.tokenizer_json,
-        metadata={FUSION_KEY: plan.to_json()},
+        metadata={FUSION_KEY: plan.to_json()} | seen_metadata(seen, path),
         candidate=ApartSession if members.too_large else open_when_run,
     )
     return Fused(read_onnx(path), plan, proof, node_count, cost, batching_of(graph))

@@ -22,6 +22,8 @@ UNLABELLED = -1
 """The label of a row that has none, among others that have one."""
 _LABELS = "y"
 _CLASS_NAMES = "class_names"
+DIGESTS_KEY = "row digests"
+"""With a space, as no input is called."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,13 @@ class Rows:
         Raises:
             DataError: an input has the name under which labels or class names are kept.
         """
-        if taken := {_LABELS, _CLASS_NAMES} & set(self.inputs):
+        if taken := {_LABELS, _CLASS_NAMES, DIGESTS_KEY} & set(self.inputs):
             raise DataError(f"{self.origin}: an input is called {taken.pop()!r}, which names the labels in a file: rename it")
         arrays: dict[str, Array] = dict(self.inputs)
         if self.labels is not None:
             arrays[_LABELS] = self.labels
+        if self.digests is not None:
+            arrays[DIGESTS_KEY] = self.digests
         if self.class_names is not None:
             arrays[_CLASS_NAMES] = np.array(self.class_names)
         # Not np.savez: it takes the arrays' names as keywords, beside its own.
@@ -114,12 +118,13 @@ class Rows:
         """Read what :meth:`save` wrote; never unpickles."""
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        names = arrays.pop(_CLASS_NAMES, None)
+        names, digests = arrays.pop(_CLASS_NAMES, None), arrays.pop(DIGESTS_KEY, None)
         return cls(
             inputs={name: array for name, array in arrays.items() if name != _LABELS},
             labels=arrays.get(_LABELS),
             class_names=None if names is None else tuple(map(str, names)),
             origin=str(path),
+            digests=digests,
         )
 
 

@@ -30,7 +30,7 @@ from monograph.models.data.hub import (
 )
 from monograph.models.data.pictures import EncodedPictures
 from monograph.models.data.preprocess import Values
-from monograph.models.data.rows import Array, Rows
+from monograph.models.data.rows import DIGESTS_KEY, Array, Rows
 from monograph.models.factories import FACTORY_PREFIX, import_factory
 
 HUB_PREFIX = "hf:"
@@ -160,6 +160,7 @@ def _table_from_arrays(arrays: Mapping[str, Any], origin: str, split: str | None
     """Make a table of arrays, strings and pictures by name; with a split, of those named ``x_train`` and so on."""
     arrays = {str(name): values for name, values in arrays.items() if values is not None}
     names = arrays.pop(_CLASS_NAMES, None)
+    arrays.pop(DIGESTS_KEY, None)  # beside prepared rows that were saved: no column of theirs
     if split is not None:
         chosen = {name.removesuffix(f"_{split}"): values for name, values in arrays.items() if name.endswith(f"_{split}")}
         if not chosen:

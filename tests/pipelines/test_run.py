@@ -15,6 +15,7 @@ import pytest
 
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import read_onnx
+from monograph.models.seen import read_seen
 from monograph.pipelines.progress import Progress
 from monograph.pipelines.run import run_pipeline
 from monograph.runtime.session import open_session
@@ -48,6 +49,11 @@ def test_a_run_trains_fuses_measures_and_reports(tiny_pipeline: Path, tmp_path: 
     test = Rows.load(data / "test.npz")
     outputs = open_session(result.fused)(test.inputs)["logits"]
     assert np.mean(outputs.argmax(1) == test.labels) == pytest.approx(top1["fused@cpu"])
+    # And it says what its members were trained and chosen on, so that no gate takes those rows.
+    known = read_seen(fused)
+    assert known.among(Rows.load(data / "train.npz").digests).all()
+    assert known.among(Rows.load(data / "validation.npz").digests).all()
+    assert not known.among(test.digests).any()
 
     began = time.monotonic()
     again = run_pipeline(tiny_pipeline, tmp_path / "out", progress=Progress(quiet=True))

@@ -33,6 +33,7 @@ from monograph.export.trace import PROOF_KEY
 from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Kind
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile, read_onnx, size_on_disk, write_onnx
+from monograph.models.seen import NOTHING_SEEN, SeenRows, seen_metadata
 from monograph.runtime.apart import open_sessions
 from monograph.runtime.golden import GOLDEN_KEY, GoldenBatch, LeftOut, RandomRows
 
@@ -132,8 +133,11 @@ def fuse_cascade(
     rows: Rows | None = None,
     batch_sizes: Sequence[int] = FUSION_BATCH_SIZES,
     tolerance: float = TOLERANCE,
+    seen: SeenRows = NOTHING_SEEN,
 ) -> Cascaded:
     """Build the graph of ``plan``, prove it equal to the members run apart, and only then write ``path``.
+
+    What its members have ``seen``, and the fit of its thresholds, it says too.
 
     Raises:
         FusionError: the members' graphs cannot be joined, or one does not run alone.
@@ -162,7 +166,7 @@ def fuse_cascade(
                 GOLDEN_KEY: proving.golden_json(cases, proven),
             }
 
-    metadata = {CONTRACT_KEY: plan.contract.to_json(), FUSION_KEY: plan.to_json()}
+    metadata = {CONTRACT_KEY: plan.contract.to_json(), FUSION_KEY: plan.to_json()} | seen_metadata(seen, path)
     if plan.tokenizer_json is not None:
         metadata[TOKENIZER_KEY] = plan.tokenizer_json
     try:

@@ -17,6 +17,7 @@ from monograph.export.parity import TOLERANCE, ParityProof
 from monograph.export.trace import write_proven
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile, read_onnx
+from monograph.models.seen import NOTHING_SEEN, SeenRows, seen_metadata
 from monograph.runtime.session import open_session
 
 
@@ -45,6 +46,7 @@ def fuse_soup(
     statistics_rows: Rows | None = None,
     batch_sizes: Sequence[int] = FUSION_BATCH_SIZES,
     tolerance: float = TOLERANCE,
+    seen: SeenRows = NOTHING_SEEN,
 ) -> Souped:
     """Average the weights of ``plan``'s members, prove the network to be the one that numpy makes of their files, and write it.
 
@@ -55,6 +57,7 @@ def fuse_soup(
         statistics_rows: on which BatchNorm statistics are recomputed, where the plan says so.
         batch_sizes: of the proof.
         tolerance: largest absolute error allowed, as a share of the largest absolute reference value.
+        seen: rows that its members were fitted on, or that they were chosen on, which it says too.
 
     Raises:
         FusionError: the members are not one network, or their BatchNorm statistics cannot be computed on these rows, or
@@ -87,7 +90,7 @@ def fuse_soup(
             batch_sizes=batch_sizes,
             tolerance=max(tolerance, plan.rounding),
             tokenizer_json=plan.tokenizer_json,
-            metadata={FUSION_KEY: plan.to_json(used)},
+            metadata={FUSION_KEY: plan.to_json(used)} | seen_metadata(seen, path),
         )
     node_count = sum(1 for _ in model.graph.all_nodes())
     return Souped(read_onnx(path), plan, proof, node_count, 0 if used is None else len(used))

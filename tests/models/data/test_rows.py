@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from monograph.errors import DataError
 from monograph.models.data.rows import Rows
+from monograph.models.data.tables import read_table
 
 
 def rows(n: int = 5, **fields) -> Rows:
@@ -52,6 +54,13 @@ def test_saved_rows_come_back_equal(tmp_path: Path):
     assert back.class_names == ("a", "ß")
     assert list(back.inputs) == ["x", "mask"]
     assert back.sha256() == saved.sha256()
+
+
+def test_saved_rows_are_still_known_and_their_digests_are_no_column(tmp_path: Path):
+    known = replace(rows(), digests=np.arange(len(rows()), dtype=np.uint64))
+    known.save(tmp_path / "rows.npz")
+    assert Rows.load(tmp_path / "rows.npz").digests.tolist() == known.digests.tolist()
+    assert set(read_table(str(tmp_path / "rows.npz"), split=None, scratch=tmp_path).columns) == {"x", "mask", "y"}
 
 
 def test_digest_tells_values_dtypes_shapes_and_names_apart():
