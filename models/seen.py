@@ -112,11 +112,13 @@ def mark_seen(path: Path, rows: SeenRows) -> None:
 
 
 def read_seen(file: OnnxFile) -> SeenRows:
-    """Return the rows that ``file`` says it has seen; none where it says nothing.
+    """Return the rows that ``file`` says it has seen; none where it says nothing. A folder of stages says what each of them does.
 
     Raises:
         SourceError: the record is damaged, or the file that it names is missing or another.
     """
+    if file.path.is_dir():
+        return seen_by([read_onnx(stage) for stage in sorted(file.path.glob("*.onnx"))])
     if SEEN_KEY not in file.metadata:
         return SeenRows()
     try:

@@ -21,6 +21,7 @@ from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Contract, Ten
 from monograph.models.data.rows import Rows
 from monograph.models.files import publish, staging_folder
 from monograph.models.onnx_file import OnnxFile, load_graph, write_onnx
+from monograph.models.seen import read_seen, seen_metadata
 from monograph.runtime.environment import installed_versions
 from monograph.runtime.golden import read_golden
 from monograph.runtime.staged import PLAN_FILE, Stage, StagedPlan, is_staged, open_staged
@@ -110,6 +111,7 @@ def _write_stage(
     if source.tokenizer_json is not None:
         metadata[TOKENIZER_KEY] = source.tokenizer_json
     file = f"stage-{index + 1}.onnx"
+    metadata |= seen_metadata(read_seen(source), folder / file)
     write_onnx(model, folder / file, metadata, lambda staged: {})
     return Stage(
         file,

@@ -104,4 +104,4 @@ def _beside_grid(verdict: Verdict) -> Grid:
         for one in verdict.beside
     )
     note = "McNemar's p is told and never tested: a large one is no evidence that two models are equally good."
-    return Grid("side by side", headings, rows, note)
+    return Grid("which rows are right", headings, rows, note)

@@ -106,10 +106,10 @@ def test_the_student_in_8_bits_and_the_report(world: dict[str, str], tmp_path: P
 
 def test_unlabelled_rows_teach(world: dict[str, str], tmp_path: Path):
     """The same number of steps with and without 800 rows that nobody labelled."""
-    settings = TrainingSettings(epochs=40, learning_rate=1e-2, select="top1")
+    settings = TrainingSettings(epochs=20, learning_rate=1e-2, select="top1")
     with_them = distilled(world, tmp_path / "with", settings=settings)
     without = distilled(
-        world, tmp_path / "without", unlabelled=None, settings=TrainingSettings(epochs=440, learning_rate=1e-2, select="top1")
+        world, tmp_path / "without", unlabelled=None, settings=TrainingSettings(epochs=220, learning_rate=1e-2, select="top1")
     )
     assert with_them.student.accuracy.top1.estimate > without.student.accuracy.top1.estimate + 0.02
 

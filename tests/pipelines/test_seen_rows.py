@@ -16,6 +16,8 @@ from monograph.models.students import conv
 from monograph.models.torch_model import TorchModel
 from monograph.pipelines.cascade import cascade_models
 from monograph.pipelines.fuse import fuse_models
+from monograph.pipelines.lower import lower_model
+from monograph.pipelines.measure import onnx_file_of
 from monograph.pipelines.verify import verify_model
 
 
@@ -42,5 +44,7 @@ def test_a_fit_and_its_members_rows_are_told(tmp_path: Path):
         assert known.among(rows["training"].digests).all(), name
         assert not known.among(rows["test"].digests).any(), name
         assert verify_model(file.path).passed, name
+    lower_model(tmp_path / "cascade.onnx", tmp_path / "stages", to="sessions")
+    assert read_seen(onnx_file_of(str(tmp_path / "stages"))).among(rows["fit"].digests).all()
     plain = fuse_models(members[:1] * 2, tmp_path / "plain.onnx").file
     assert len(read_seen(plain)) == 0
