@@ -10,6 +10,7 @@ from typing import Any, overload
 from PIL import Image, ImageOps
 
 from monograph.errors import DataError
+from monograph.models.data.unreadable import UnreadableRowError
 
 
 class EncodedPictures(Sequence[Image.Image]):
@@ -45,8 +46,8 @@ class EncodedPictures(Sequence[Image.Image]):
         except FileNotFoundError as error:
             raise self._no_such_file(row, path) from error
         except Exception as error:  # decoders of damaged pictures raise whatever they stumble over
-            name = path or "the picture"
-            raise DataError(f"{self._where}: row {row}: {name} cannot be read ({error}): replace the picture") from error
+            reason = f"{path or 'the picture'} cannot be read ({error})"
+            raise UnreadableRowError(f"{self._where}: row {row}: {reason}: replace the picture", reason) from error
 
     def content(self, row: int) -> bytes:
         """Return one picture as it is encoded.
@@ -60,6 +61,14 @@ class EncodedPictures(Sequence[Image.Image]):
         except OSError as error:
             raise self._no_such_file(row, path) from error
 
+    def fault(self, row: int) -> str | None:
+        """Say why a picture cannot be decoded; None where it can."""
+        try:
+            self[row]
+        except UnreadableRowError as error:
+            return error.reason
+        return None
+
     def _record(self, row: int) -> tuple[str, bytes | None]:
         """Return a picture's path and, where it has no file, its content."""
         if not 0 <= row < len(self):
@@ -68,8 +77,9 @@ class EncodedPictures(Sequence[Image.Image]):
         record: Mapping[str, Any] = {"path": encoded, "bytes": None} if isinstance(encoded, str) else encoded or {}
         path, content = record.get("path") or "", record.get("bytes")
         if not path and not content:
-            raise DataError(f"{self._where}: row {row} has no picture: fill or drop such rows")
+            raise UnreadableRowError(f"{self._where}: row {row} has no picture: fill or drop such rows", "it has no picture")
         return path, content
 
     def _no_such_file(self, row: int, path: str) -> DataError:
-        return DataError(f"{self._where}: row {row}: no such file {self._folder / path}")
+        reason = f"no such file {self._folder / path}"
+        return UnreadableRowError(f"{self._where}: row {row}: {reason}", reason)

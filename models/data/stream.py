@@ -17,8 +17,18 @@ import numpy as np
 from monograph.errors import DataError
 from monograph.models.contract import Contract
 from monograph.models.data.digests import row_digests
-from monograph.models.data.labels import Labels, encode_labels
-from monograph.models.data.load import ColumnPlan, common_length, plan_columns, read_inputs, read_raw
+from monograph.models.data.labels import Labels
+from monograph.models.data.load import (
+    ColumnPlan,
+    are_class_names,
+    common_length,
+    label_columns,
+    label_numbers,
+    plan_columns,
+    read_inputs,
+    read_label_values,
+    read_raw,
+)
 from monograph.models.data.rows import Array, Codes, Rows
 from monograph.models.data.tables import ColumnKind, Table, read_table
 
@@ -84,7 +94,7 @@ def open_stream(
     *,
     split: str | None = None,
     columns: Mapping[str, str] | None = None,
-    label_column: str | None = None,
+    label_column: str | Sequence[str] | None = None,
     tokenizer_json: str | None = None,
     slices: tuple[str, ...] = (),
     group: str | None = None,
@@ -99,7 +109,7 @@ def open_stream(
         contract: what the model takes and which classes it knows.
         split: which split to read, where there are several.
         columns: the column of each input, by the input's name; what is not named is guessed.
-        label_column: the column of the labels; guessed where it is not named.
+        label_column: the column of the labels, or several, as :func:`~monograph.models.data.load.load_rows` takes them.
         tokenizer_json: the text of the tokenizer's JSON file, for models that take text.
         slices: columns whose values part the rows; ``class`` means the labels, where no column is called so.
         group: the column whose rows of one value are ranked against each other.
@@ -146,30 +156,29 @@ def _release_unused_memory() -> None:
         pyarrow.default_memory_pool().release_unused()
 
 
-def _without(table: Table, named: set[str], columns: Mapping[str, str] | None, label_column: str | None) -> Table:
+def _without(table: Table, named: set[str], columns: Mapping[str, str] | None, label_column: str | Sequence[str] | None) -> Table:
     """Leave columns that part or group the rows out of those that inputs are guessed from, unless they are named for one."""
-    kept = {*(columns or {}).values(), label_column}
+    kept = {*(columns or {}).values(), *label_columns(table, label_column)}
     return replace(table, columns={name: column for name, column in table.columns.items() if name not in named - kept})
 
 
 def _labels(table: Table, plan: ColumnPlan, contract: Contract, row_count: int, scratch: Path) -> Labels | None:
-    if plan.label is None:
+    if not plan.labels:
         return None
-    column, where = table.columns[plan.label], f"{table.origin}: column {plan.label!r}"
-    names = column.class_names or table.class_names
-    if column.kind is ColumnKind.TEXT:
+    if are_class_names(table, plan):
         # Classes numbered by their sorted names depend on all of them.
-        return encode_labels(column.read(0, row_count), names, contract, where)
-    first = encode_labels(column.read(0, min(_LABELS_AT_A_TIME, row_count)), names, contract, where)
+        return label_numbers(read_label_values(table, plan, 0, row_count), table, plan, contract)
+    first = label_numbers(read_label_values(table, plan, 0, min(_LABELS_AT_A_TIME, row_count)), table, plan, contract)
     shape = (row_count, *first.values.shape[1:])
     mapped = np.lib.format.open_memmap(scratch / "labels.npy", mode="w+", dtype=first.values.dtype, shape=shape)
     for start in range(0, row_count, _LABELS_AT_A_TIME):
         stop = min(start + _LABELS_AT_A_TIME, row_count)
         try:
-            part = first if start == 0 else encode_labels(column.read(start, stop), names, contract, where)
+            part = first if start == 0 else label_numbers(read_label_values(table, plan, start, stop), table, plan, contract)
         except DataError as error:
             raise DataError(f"{error} (in the part that starts with row {start})") from error
         if part.values.shape[1:] != shape[1:]:
+            where = f"{table.origin}: column {plan.labels[0]!r}"
             raise DataError(f"{where}: labels from row {start} on have another shape: give every row the same")
         mapped[start:stop] = part.values
     return replace(first, values=mapped)

@@ -7,7 +7,7 @@ Shape letters: ``n`` rows. Rows are counted from 0.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -31,6 +31,7 @@ from monograph.models.data.hub import (
 from monograph.models.data.pictures import EncodedPictures
 from monograph.models.data.preprocess import Values
 from monograph.models.data.rows import DIGESTS_KEY, Array, Rows
+from monograph.models.data.unreadable import UnreadableRowError
 from monograph.models.factories import FACTORY_PREFIX, import_factory
 
 HUB_PREFIX = "hf:"
@@ -54,8 +55,12 @@ class Column:
     kind: ColumnKind
     length: int
     read: Callable[[int, int], Values]
+    take: Callable[[Array], Column]
+    """Return the column, as it was first read, with the rows of these numbers alone."""
     class_names: tuple[str, ...] | None = None
     """For a column of class numbers: the names that its dataset states."""
+    missing: Callable[[], Array] | None = None
+    """Return which rows have no value, bool ``[n]``; None where every row has one."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,10 @@ class Table:
         if name not in self.columns:
             raise DataError(f"{self.origin}: no column {name!r} for {role}; the columns are {', '.join(self.columns) or 'none'}")
         return self.columns[name]
+
+    def take(self, rows: Array, names: Collection[str]) -> Table:
+        """Return the columns ``names`` with the rows of the numbers ``rows`` alone."""
+        return replace(self, columns={name: self.columns[name].take(rows) for name in names})
 
 
 def read_table(data: str, *, split: str | None, scratch: Path) -> Table:
@@ -179,7 +188,12 @@ def _class_names(names: Any, origin: str) -> tuple[str, ...]:
 
 def _column_of_values(values: Any, where: str) -> Column:
     if isinstance(values, list | tuple) and values and isinstance(values[0], Image.Image):
-        return Column(ColumnKind.IMAGE, len(values), lambda start, stop: values[start:stop])
+        return Column(
+            ColumnKind.IMAGE,
+            len(values),
+            lambda start, stop: values[start:stop],
+            lambda rows: _column_of_values([values[row] for row in rows], where),
+        )
     try:
         array = np.asarray(values)
     except ValueError as error:
@@ -189,9 +203,20 @@ def _column_of_values(values: Any, where: str) -> Column:
     if array.dtype.kind == "O" and array.ndim == 1 and all(isinstance(value, str) for value in array):
         array = array.astype(str)
     if array.ndim == 0 or array.dtype.kind not in "biufU":
-        return Column(ColumnKind.OTHER, 1 if array.ndim == 0 else len(array), lambda start, stop: _refuse(array, where))
+        refused = np.atleast_1d(array)
+        return Column(
+            ColumnKind.OTHER,
+            len(refused),
+            lambda start, stop: _refuse(array, where),
+            lambda rows: _column_of_values(refused[rows], where),
+        )
     scalar = ColumnKind.TEXT if array.dtype.kind == "U" else ColumnKind.NUMBER
-    return Column(scalar if array.ndim == 1 else ColumnKind.ARRAY, len(array), lambda start, stop: array[start:stop])
+    return Column(
+        scalar if array.ndim == 1 else ColumnKind.ARRAY,
+        len(array),
+        lambda start, stop: array[start:stop],
+        lambda rows: _column_of_values(array[rows], where),
+    )
 
 
 def _refuse(array: Array, where: str) -> Values:
@@ -201,16 +226,21 @@ def _refuse(array: Array, where: str) -> Values:
 
 def _table_from_dataset(dataset: Any, origin: str, folder: Path, stated: tuple[str, str] | None = None) -> Table:
     """Make a table of a ``datasets.Dataset``; relative paths of pictures start at ``folder``."""
-    columns = {}
-    for name, feature in dataset.features.items():
-        kind = _kind(feature)
-        where = f"{origin}: column {name!r}"
-        read = _READERS.get(kind, _read_arrow)
-        names = getattr(feature, "names", None)
-        columns[name] = Column(
-            kind, len(dataset), partial(read, dataset, name, where, folder), None if names is None else tuple(names)
-        )
+    columns = {name: _column_of_dataset(dataset, name, f"{origin}: column {name!r}", folder) for name in dataset.features}
     return Table(columns, origin, folder, stated=stated)
+
+
+def _column_of_dataset(dataset: Any, name: str, where: str, folder: Path) -> Column:
+    kind = _kind(dataset.features[name])
+    names = getattr(dataset.features[name], "names", None)
+    return Column(
+        kind,
+        len(dataset),
+        partial(_READERS.get(kind, _read_arrow), dataset, name, where, folder),
+        lambda rows: _column_of_dataset(dataset.select(rows), name, where, folder),
+        None if names is None else tuple(names),
+        partial(_missing, dataset, name),
+    )
 
 
 def _kind(feature: Any) -> ColumnKind:
@@ -274,7 +304,25 @@ def _arrow_column(dataset: Any, name: str, start: int, stop: int) -> Any:
 def _require_no_nulls(values: Any, where: str, start: int, per_row: int = 1) -> None:
     if values.null_count:
         row = start + int(values.is_null().to_numpy(zero_copy_only=False).argmax()) // max(per_row, 1)
-        raise DataError(f"{where}: row {row} has no value: fill or drop such rows")
+        raise UnreadableRowError(f"{where}: row {row} has no value: fill or drop such rows", "it has no value")
+
+
+def _missing(dataset: Any, name: str) -> Array:
+    """Return which rows have no value, or a list in which one is missing: bool ``[n]``."""
+    import pyarrow.compute
+
+    values = _arrow_column(dataset, name, 0, len(dataset))
+    values = getattr(values, "storage", values)
+    missing = np.zeros(len(values), bool)
+    row_of = np.arange(len(values))
+    while True:
+        null = values.is_null().to_numpy(zero_copy_only=False)
+        missing[row_of[null]] = True
+        if not hasattr(values, "value_lengths"):
+            return missing
+        values, row_of = values.drop_null(), row_of[~null]
+        row_of = row_of[pyarrow.compute.list_parent_indices(values).to_numpy(zero_copy_only=False)]
+        values = values.flatten()
 
 
 def _one_line(error: BaseException) -> str:

@@ -20,12 +20,17 @@ Tolerance = Annotated[
 DataColumns = Annotated[
     list[str] | None,
     typer.Option(
-        "--data-column", metavar="NAME=COLUMN", help="Which column of DATA feeds an input, or, for `y`, holds the labels."
+        "--data-column",
+        metavar="NAME=COLUMN",
+        help="Which column of DATA feeds an input, or, for `y`, holds the labels; `y=a,b,c` takes three columns of 0 and 1.",
     ),
 ]
 Split = Annotated[str | None, typer.Option(help="Which split of DATA, where it has several.")]
 SOURCE = "`file.onnx`, `hf:ID_OR_FOLDER` or `py:package.module:factory`"
-DATA = "DATA: `file.npz`, an image folder, CSV, Parquet or JSONL, a `datasets` folder or id, or `py:package.module:factory`"
+DATA = (
+    "DATA: `file.npz`, an image folder, CSV, Parquet or JSONL, a `datasets` folder or id, `py:package.module:factory`, or a YAML "
+    "file of `source`, `columns`, `label_column` and `split`"
+)
 
 
 def escape_line(text: str) -> str:
@@ -55,14 +60,14 @@ def escape_lines(text: str) -> str:
 
 
 def data_spec_of(source: str | None, columns: list[str] | None, split: str | None) -> DataSpec | None:
-    """Return what DATA and its options say; None where none is given."""
-    from monograph.pipelines.data import DataSpec
+    """Return what DATA and its options say; None where none is given. Options win over what a YAML file says."""
+    from monograph.pipelines.data import data_spec
 
     if source is None:
         return None
     named = dict(map(key_value, columns or ()))
     label_column = named.pop("y", None)
-    return DataSpec(source, named or None, label_column, split)
+    return data_spec(source, named or None, label_column, split)
 
 
 def key_value(text: str) -> tuple[str, str]:

@@ -87,7 +87,7 @@ class TestImageFolder:
     @pytest.mark.parametrize("content", [b"no picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b""])
     def test_an_unreadable_picture_is_named(self, folder, content):
         (folder / "dog" / "bad.png").write_bytes(content)
-        with says(r"row 3: .*bad\.png cannot be read \(.*\): replace the picture"):
+        with says(r"1 of 4 rows cannot be read \(first: row 3: .*bad\.png cannot be read \(.*\)\): mend or drop them"):
             load_rows(str(folder), pictures(1, 3, 4))
 
     def test_a_cut_picture_is_named(self, folder):
@@ -179,7 +179,7 @@ class TestDatasets:
         import datasets
 
         dataset = datasets.Dataset.from_dict({"image": [grey(1), None]}, features=datasets.Features({"image": datasets.Image()}))
-        with says("column 'image': row 1 has no picture: fill or drop such rows"):
+        with says(r"1 of 2 rows cannot be read \(first: row 1: column 'image' has no value\): mend or drop them"):
             load_rows(self.save(dataset, tmp_path / "saved"), pictures(1, 3, 4))
 
     def test_arrays_of_fixed_shape(self, tmp_path):

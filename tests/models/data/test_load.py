@@ -10,6 +10,7 @@ from monograph.errors import DataError, MissingPackageError, SourceError
 from monograph.models.contract import Contract, ImagePreprocessing, Kind, TensorSpec, TextPreprocessing
 from monograph.models.data.load import load_rows
 from monograph.models.data.rows import Rows
+from monograph.models.data.stream import open_stream
 
 pytestmark = pytest.mark.usefixtures("leaves_nothing_behind")
 
@@ -271,3 +272,75 @@ class TestFactories:
             load_rows("py:load_factories:needy", table())
         with pytest.raises(SourceError, match="has no 'absent'"):
             load_rows("py:load_factories:absent", table())
+
+
+class TestLabelsFromSeveralColumns:
+    CONTENT = "u,v,sad,glad\n1,2,0,1\n3,4,1,1\n5,6,0,0\n"
+
+    @pytest.fixture
+    def data(self, tmp_path) -> str:
+        (tmp_path / "data.csv").write_text(self.CONTENT)
+        return str(tmp_path / "data.csv")
+
+    @pytest.mark.parametrize("named", ["sad,glad", "sad, glad", ["sad", "glad"]])
+    def test_they_stand_side_by_side_under_the_columns_names(self, data, named):
+        rows = load_rows(data, table(classes=2, kind=Kind.EMBEDDING), label_column=named)
+        assert rows.required_labels().tolist() == [[0, 1], [1, 1], [0, 0]]
+        assert rows.required_labels().dtype == np.float64
+        assert rows.class_names == ("sad", "glad")
+        assert rows.inputs["x"].tolist() == [[1, 2], [3, 4], [5, 6]]
+
+    def test_read_a_part_at_a_time_they_are_the_same(self, data):
+        model = table(classes=2, kind=Kind.SCORES)
+        with open_stream(data, model, label_column="glad,sad", slices=("sad",)) as stream:
+            assert stream.labels.tolist() == [[1, 0], [1, 1], [0, 0]]
+            assert stream.class_names == ("glad", "sad")
+            assert stream.read(1, 3).required_labels().tolist() == [[1, 1], [0, 0]]
+            assert stream.slices["sad"].numbers.tolist() == [0, 1, 0]
+
+    def test_the_order_is_the_models(self, data):
+        model = table(classes=2, kind=Kind.SCORES, names=("glad", "sad"))
+        rows = load_rows(data, model, label_column="sad,glad")
+        assert rows.class_names == ("glad", "sad")
+        assert rows.required_labels().tolist() == [[1, 0], [1, 1], [0, 0]]
+
+    def test_other_names_are_taken_in_their_order_and_that_is_told(self, data):
+        rows = load_rows(data, table(classes=2, kind=Kind.SCORES, names=("blue", "gay")), label_column="sad,glad")
+        assert rows.required_labels()[0].tolist() == [0, 1]
+        assert any("columns sad, glad were taken for the model's labels blue, gay" in text for text in rows.assumed)
+        with says(r"2 label columns \(sad, glad\), expected 3 \(a, b, c\)"):
+            load_rows(data, table(kind=Kind.SCORES, names=("a", "b", "c")), label_column="sad,glad")
+
+    def test_a_column_of_exactly_that_name_is_one_column(self, tmp_path):
+        (tmp_path / "data.csv").write_text('u,v,"a,b"\n1,2,0\n3,4,1\n')
+        rows = load_rows(str(tmp_path / "data.csv"), table(), label_column="a,b")
+        assert rows.required_labels().tolist() == [0, 1]
+
+    def test_a_list_of_one_is_one_column(self, data):
+        assert load_rows(data, table(1), columns={"x": "u"}, label_column=["sad"]).required_labels().tolist() == [0, 1, 0]
+
+    @pytest.mark.parametrize(
+        ("named", "message"),
+        [
+            ("sad,bad", "no column 'bad' for the labels; the columns are u, v, sad, glad"),
+            ("sad,", "no column '' for the labels"),
+            ("sad,sad", "the labels are to be read from sad, sad: name each column once"),
+        ],
+    )
+    def test_columns_that_cannot_be(self, data, named, message):
+        with says(message):
+            load_rows(data, table(kind=Kind.EMBEDDING), label_column=named)
+
+    def test_text_and_classes_are_refused(self, data, tmp_path):
+        with says(r"columns 'sad', 'glad': labels are int64 \[n x 2\], a model of logits needs class numbers or names"):
+            load_rows(data, table(), label_column="sad,glad")
+        (tmp_path / "text.csv").write_text("u,v,a,b\n1,2,yes,0\n3,4,no,1\n")
+        with says("column 'a' holds text, and labels from several columns are numbers, such as 0 and 1: convert it"):
+            load_rows(str(tmp_path / "text.csv"), table(kind=Kind.EMBEDDING), label_column="a,b")
+
+    def test_a_label_that_is_missing_makes_the_row_unreadable(self, tmp_path):
+        (tmp_path / "data.csv").write_text("u,v,a,b\n1,2,0,1\n3,4,,1\n5,6,1,0\n")
+        data, model = str(tmp_path / "data.csv"), table(classes=2, kind=Kind.EMBEDDING)
+        with says(r"1 of 3 rows cannot be read \(first: row 1: column 'a' has no value\)"):
+            load_rows(data, model, label_column="a,b")
+        assert load_rows(data, model, label_column="a,b", skip_unreadable=True).required_labels().tolist() == [[0, 1], [1, 0]]

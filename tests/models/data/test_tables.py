@@ -100,13 +100,13 @@ class TestTables:
             grey(value).save(tmp_path / name)
         rows = load_rows(write(image=["a.png", "b.png"], y=[0, 1]), pictures(1, 3, 4))
         assert rows.inputs["pixels"][:, 0, 0, 0].tolist() == [7, 9]
-        with says(r"column 'image': row 1: no such file .*c\.png"):
+        with says(r"1 of 2 rows cannot be read \(first: row 1: no such file .*c\.png\): mend or drop them"):
             load_rows(write(image=["a.png", "c.png"], y=[0, 1]), pictures(1, 3, 4))
 
     def test_a_missing_value_is_named_by_its_row(self, write):
-        with says("column 'a': row 1 has no value: fill or drop such rows"):
-            load_rows(write(a=[1.0, None, 2.0], b=[1.0, 2.0, 3.0]), table())
-        with says("column 'text': row 1 has no value"):
+        with says(r"2 of 3 rows cannot be read \(first: row 1: column 'a' has no value\): mend or drop them"):
+            load_rows(write(a=[1.0, None, 2.0], b=[1.0, 2.0, None]), table())
+        with says(r"1 of 3 rows cannot be read \(first: row 1: column 'text' has no value\)"):
             load_rows(write(text=["good", None, "bad"], y=[0, 1, 2]), texts(), tokenizer_json=tokenizer_json())
 
     def test_float_labels_are_for_regression(self, write):
@@ -146,7 +146,7 @@ class TestTables:
         [
             ('{"x": [1, 2]}\n{"x": [1]}\n', "column 'x': row 1 has another length than row 0: give every row the same shape"),
             ('{"x": [[1, 2], [1, 2]]}\n{"x": [[1, 2], [1, 2, 3]]}\n', "column 'x': row 1 has another length"),
-            ('{"x": [1, 2]}\n{"x": [1, null]}\n', "column 'x': row 1 has no value"),
+            ('{"x": [1, 2]}\n{"x": [1, null]}\n', "first: row 1: column 'x' has no value"),
             ('{"x": {"a": 1}}\n', "column 'x' holds struct<a: int64>, expected numbers, text or pictures"),
             ('{"x": [1, 2]}\n{"x": ', r"data\.jsonl: cannot be read as json \(.*\): check the file"),
             ("", r"data\.jsonl: the file is empty, expected at least one row"),
@@ -169,7 +169,7 @@ class TestTables:
                 r"data\.csv: cannot be read as csv \(Length of header or names does not match length of data",
             ),
             (b"a,b\n1,\xff\n", r"data\.csv: cannot be read as csv \('utf-8' codec"),
-            (b"a,b\n1,2\n3,nan\n", "column 'b': row 1 has no value"),
+            (b"a,b\n1,2\n3,nan\n", "first: row 1: column 'b' has no value"),
             (b"a,b\n1,2\n3,inf\n", "row 1 holds inf, expected finite numbers"),
             (b"a,b\n1,2\n3,NA\n", r"1 numeric columns \(a\) but input x"),
         ],
