@@ -42,34 +42,45 @@ def score_ranking(scored: Scored) -> Scorecard:
             area = score_of(row_bootstrap_interval(ranks.auc(scores, positive), len(positive)))
         return Scorecard("ranking", len(scored), {"auc": area})
     groups = np.asarray(scored.groups if scored.rows is None else scored.groups[scored.rows])
+    values = values_by_group(scores, relevance, groups)
+    return Scorecard("ranking", len(scored), {name: mean_over_groups(name, values[name]) for name in values})
+
+
+def values_by_group(scores: Array, relevance: Array, groups: Array) -> dict[str, Array]:
+    """Return each metric of each group, float64 ``[g]`` by rising group number, not a number where a group has none.
+
+    Args:
+        scores: ``[n]``, by which rows are ordered, the highest first.
+        relevance: ``[n]``, 0 or more.
+        groups: int ``[n]``.
+    """
     order = np.argsort(groups, kind="stable")
     members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
-    return Scorecard(
-        "ranking",
-        len(scored),
-        {
-            "auc": _mean_over([(scores[rows], relevance[rows]) for rows in members], _auc, "relevant rows and others"),
-            f"ndcg@{NDCG_DEPTH}": _mean_over(
-                [(scores[rows], relevance[rows]) for rows in members], _ndcg, "two rows and a relevant one"
-            ),
-        },
-    )
+    return {name: np.array([metric(scores[rows], relevance[rows]) for rows in members]) for name, (metric, _) in _METRICS.items()}
 
 
-def _mean_over(groups: list[tuple[Array, Array]], metric: Callable[[Array, Array], float | None], needs: str) -> Score:
-    values = [value for scores, relevance in groups if (value := metric(scores, relevance)) is not None]
-    if not values:
-        return no_score(f"none of {len(groups):,} groups has {needs}")
-    note = f"mean over {len(values):,} of {len(groups):,} groups: those that have {needs}"
-    return score_of(bootstrap_interval(np.array(values), np.mean), note)
+def mean_over_groups(metric: str, values: Array, seed: int = 0) -> Score:
+    """Return the mean of a metric over groups, as :func:`values_by_group` gives them, with its interval over groups."""
+    needs = _METRICS[metric][1]
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return no_score(f"none of {len(values):,} groups has {needs}")
+    note = f"mean over {len(known):,} of {len(values):,} groups: those that have {needs}"
+    return score_of(bootstrap_interval(known, np.mean, seed), note)
 
 
-def _auc(scores: Array, relevance: Array) -> float | None:
-    value = ranks.auc(scores, relevance > 0)(np.ones(len(scores), np.int64))
-    return value if np.isfinite(value) else None
+def _auc(scores: Array, relevance: Array) -> float:
+    return ranks.auc(scores, relevance > 0)(np.ones(len(scores), np.int64))
 
 
-def _ndcg(scores: Array, relevance: Array) -> float | None:
+def _ndcg(scores: Array, relevance: Array) -> float:
     if len(scores) < 2 or not relevance.any():
-        return None
+        return float("nan")
     return float(ndcg_score(relevance[None], scores[None], k=NDCG_DEPTH))
+
+
+_METRICS: dict[str, tuple[Callable[[Array, Array], float], str]] = {
+    "auc": (_auc, "relevant rows and others"),
+    f"ndcg@{NDCG_DEPTH}": (_ndcg, "two rows and a relevant one"),
+}
+"""Each with what a group must have for it."""
