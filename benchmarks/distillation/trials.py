@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,12 +89,13 @@ def teach(
     name: str,
     options: Mapping[str, float],
     augmentation: Augmentation | None = None,
+    rate_shares: Callable[[str], float] = lambda name: 1.0,
 ) -> None:
-    """Train ``student`` by the loss of this name on what one or several teachers gave."""
+    """Train ``student`` by the loss of this name on what one or several teachers gave; the rest is as `train` takes it."""
     loss = LOSSES[name]
     chosen = options_for(loss, options)
     objective = teaching_objective(mixed(loss, chosen.hard_weight), chosen, answers, len(answers.views[0]))
-    train(student, rows, validation, settings, objective=objective, augmentation=augmentation)
+    train(student, rows, validation, settings, objective=objective, augmentation=augmentation, rate_shares=rate_shares)
 
 
 def repeated(rows: Rows, count: int) -> Rows:

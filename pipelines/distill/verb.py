@@ -107,7 +107,7 @@ def distill_model(
     if student in ALL_STUDENTS or student.startswith(AUTO_PREFIX):
         notes = (*notes, *start_from_teacher(learner, asked[0]))
     if recipe.augmentation is not None:
-        check_augmentable(learner.contract, learner.name)
+        check_augmentable(learner.contract, learner.name, recipe.augmentation.operations)
     # Named before rows are read: labels are numbered in the order of the names.
     learner = _named(learner, asked[0].contract.class_names)
     orders = [class_order(teacher.contract, learner.contract, teacher.name) for teacher in asked]

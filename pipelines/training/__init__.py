@@ -3,7 +3,8 @@
 from monograph.models.data.rows import UNLABELLED
 from monograph.pipelines.training.augment import OPERATIONS, Augmentation, check_augmentable
 from monograph.pipelines.training.batches import Batch
-from monograph.pipelines.training.loop import Epoch, Objective, Training, TrainingSettings, train
+from monograph.pipelines.training.loop import Epoch, Training, TrainingSettings, train
+from monograph.pipelines.training.objectives import Objective, own_objective
 
 __all__ = [
     "OPERATIONS",
@@ -15,5 +16,6 @@ __all__ = [
     "Training",
     "TrainingSettings",
     "check_augmentable",
+    "own_objective",
     "train",
 ]

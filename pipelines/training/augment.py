@@ -1,12 +1,13 @@
-"""Augmented views of pictures, drawn by seed, view and row: whoever asks for a view of a row gets the same one.
+"""Augmented views of pictures and texts, drawn by seed, view and row: whoever asks for a view of a row gets the same one.
 
 So a teacher sees exactly what its student sees, whatever the order of the rows, and what it gave for a view can be kept. A view
 is drawn in shares of the picture's size and fills with what the picture holds, so it is the same one for models that take other
-sizes, and it commutes with the scale and shift of each channel by which their preprocessing differs.
+sizes, and it commutes with the scale and shift of each channel by which their preprocessing differs. A view of a text is the
+same one for models that take the same tokens.
 
 Source: Beyer et al. 2022, arXiv 2106.05237: a consistent teacher, which sees the student's own views.
 
-Shape letters: ``b`` batch, ``k`` channels, ``h`` height, ``w`` width, ``n`` rows.
+Shape letters: ``b`` batch, ``k`` channels, ``h`` height, ``w`` width, ``s`` sequence, ``n`` rows.
 """
 
 from __future__ import annotations
@@ -22,21 +23,22 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from monograph.errors import ConfigError, ContractError
-from monograph.models.contract import Contract, ImagePreprocessing
+from monograph.models.contract import Contract, ImagePreprocessing, TensorSpec
 
 _SHIFT_SHARE = 0.08
 _SMALLEST_CROP_SHARE = 0.7
 _ERASED_SIDE_SHARE = (0.15, 0.5)
+_DROPPED_SHARE = 0.15
 _ROWS_A_BLOCK = 4096
 _DRAWS = 5
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to each picture before it is learned from."""
+    """What is done to each picture or text before it is learned from."""
 
     operations: tuple[str, ...]
-    """Of ``OPERATIONS``, one after another."""
+    """Of ``OPERATIONS`` and ``TEXT_OPERATIONS``, one after another, each on the inputs that it is for."""
     views: int = 0
     """Views of each row, taken in turn by the epochs; 0: a new one each epoch."""
     seed: int = 0
@@ -44,8 +46,9 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         for name in self.operations:
-            if name not in OPERATIONS:
-                raise ConfigError(f"unknown augmentation {name!r}: choose from {', '.join(OPERATIONS)}")
+            if name not in OPERATIONS | TEXT_OPERATIONS:
+                known = ", ".join(OPERATIONS | TEXT_OPERATIONS)
+                raise ConfigError(f"unknown augmentation {name!r}: choose from {known}")
         if not self.operations or len(set(self.operations)) < len(self.operations):
             raise ConfigError(f"augmentations {', '.join(self.operations) or 'none'}: give one or more, each once")
         if self.views < 0:
@@ -56,7 +59,9 @@ class Augmentation:
         return epoch % self.views if self.views else epoch
 
     def apply(self, inputs: Sequence[Tensor], rows: Tensor, view: int) -> tuple[Tensor, ...]:
-        """Return this view of pictures, float ``[b x k x h x w]``; other inputs stay as they are.
+        """Return this view of pictures, float ``[b x k x h x w]``, and of texts; other inputs stay as they are.
+
+        All integers ``[b x s]`` are of one text: its token ids, and what is said of each token.
 
         Args:
             inputs: of a model, each with ``b`` rows.
@@ -69,30 +74,49 @@ class Augmentation:
         drawn = {
             name: torch.from_numpy(_table(self.seed, view, place, blocks)[numbers]) for place, name in enumerate(self.operations)
         }
-        return tuple(self._view(each, drawn) if _is_picture(each) else each for each in inputs)
+        return tuple(self._view(each, drawn) for each in inputs)
 
-    def _view(self, pictures: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+    def _view(self, rows: Tensor, drawn: dict[str, Tensor]) -> Tensor:
+        known = OPERATIONS if _is_picture(rows) else TEXT_OPERATIONS if _is_text(rows) else {}
         for name in self.operations:
-            pictures = OPERATIONS[name](pictures, drawn[name].to(pictures.device))
-        return pictures
+            if name in known:
+                rows = known[name](rows, drawn[name].to(rows.device))
+        return rows
 
 
-def check_augmentable(contract: Contract, name: str) -> None:
-    """Refuse a model that takes no pictures which could be augmented.
+def check_augmentable(contract: Contract, name: str, operations: Sequence[str]) -> None:
+    """Refuse a model that takes nothing which one of ``operations`` could be done to.
 
     Raises:
-        ContractError: none of its inputs is one.
+        ContractError: it takes no pictures, or no texts, which that one is for.
     """
-    for spec in contract.inputs:
-        channels_last = isinstance(spec.preprocessing, ImagePreprocessing) and spec.preprocessing.layout != "NCHW"
-        if len(spec.shape) == 4 and spec.dtype.startswith("float") and not channels_last:
-            return
     taken = "; ".join(spec.describe() for spec in contract.inputs)
-    raise ContractError(f"{name} takes {taken}, and only pictures, float [b x k x h x w], can be augmented: leave it out")
+    for operation in operations:
+        if operation in OPERATIONS and not any(map(_takes_pictures, contract.inputs)):
+            raise ContractError(
+                f"{name} takes {taken}, and only pictures, float [b x k x h x w], can be augmented by {operation}: leave it out"
+            )
+        if operation in TEXT_OPERATIONS and not any(map(_takes_text, contract.inputs)):
+            raise ContractError(
+                f"{name} takes {taken}, and only texts, int64 [b x s], can be augmented by {operation}: leave it out"
+            )
+
+
+def _takes_pictures(spec: TensorSpec) -> bool:
+    channels_last = isinstance(spec.preprocessing, ImagePreprocessing) and spec.preprocessing.layout != "NCHW"
+    return len(spec.shape) == 4 and spec.dtype.startswith("float") and not channels_last
+
+
+def _takes_text(spec: TensorSpec) -> bool:
+    return len(spec.shape) == 2 and spec.dtype.startswith("int")
 
 
 def _is_picture(tensor: Tensor) -> bool:
     return tensor.dim() == 4 and tensor.is_floating_point()
+
+
+def _is_text(tensor: Tensor) -> bool:
+    return tensor.dim() == 2 and not tensor.is_floating_point()
 
 
 @lru_cache(maxsize=8)
@@ -149,3 +173,32 @@ def _erase(pictures: Tensor, drawn: Tensor) -> Tensor:
 
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"flip": _flip, "shift": _shift, "crop": _crop, "erase": _erase}
 """From pictures and numbers drawn for each of them, from 0 to 1 ``[b x 5]``, to pictures of the same shape."""
+
+
+def _drop(tokens: Tensor, drawn: Tensor) -> Tensor:
+    """Leave out 15% of a text's tokens, never the first, and close the gaps (Wei and Zou 2019, arXiv 1901.11196: deletion).
+
+    What is free at the end repeats the last place, which is padding unless the text fills the whole width.
+    """
+    places = torch.arange(tokens.shape[1], device=tokens.device)  # [s]
+    dropped = (_mixed(drawn[:, :1], places) < _DROPPED_SHARE) & (places > 0)  # [b x s]
+    kept_first = dropped.long().argsort(dim=1, stable=True)
+    source = torch.where(places < (~dropped).sum(1, keepdim=True), kept_first, tokens.shape[1] - 1)
+    return tokens.gather(1, source)
+
+
+def _mixed(drawn: Tensor, places: Tensor) -> Tensor:
+    """Return numbers from 0 to 1 for each place of each row, ``[b x s]``: however long a text is, a place gets the same one.
+
+    ``drawn`` ``[b x 1]`` and ``places`` int64 ``[s]`` are hashed, by ``lowbias32`` of
+    https://github.com/skeeto/hash-prospector/blob/005ae4119cb2d3508a186c09fdab281087ece3be/README.md
+    """
+    bits = 0xFFFFFFFF
+    mixed = ((drawn * 2**24).long() + places * 0x9E3779B9) & bits  # float32 holds 24 bits
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        mixed = ((mixed ^ (mixed >> shift)) * factor) & bits
+    return (mixed ^ (mixed >> 16)).double() / 2**32
+
+
+TEXT_OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"drop": _drop}
+"""From one input of texts, integers ``[b x s]``, and the same numbers to one of the same shape; all inputs of a text alike."""

@@ -23,26 +23,21 @@ from accelerate import Accelerator, skip_first_batches
 from accelerate.state import AcceleratorState
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, mse_loss
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from monograph.errors import ConfigError, ContractError, MonographError
 from monograph.models.contract import Kind
-from monograph.models.data.rows import UNLABELLED, Rows
+from monograph.models.data.rows import Rows
 from monograph.models.torch_model import TorchModel, output_tensors
 from monograph.pipelines.training.augment import Augmentation
 from monograph.pipelines.training.batches import Batch, as_it_is, dataset_of
 from monograph.pipelines.training.checkpoint import load_checkpoint, save_checkpoint
+from monograph.pipelines.training.objectives import Objective, check_score_labels, own_objective, validation_loss
 from monograph.pipelines.training.processes import trains_on_processor
 from monograph.runtime.session import usable_cores
 
-Objective = Callable[[list[Tensor], Batch], Tensor]
-"""From the module's outputs for a batch to the loss of each of its rows, ``[b]``.
-
-One that is a module is trained along with the model: its weights go to the optimizer and into checkpoints.
-"""
 SCHEDULES = ("one-cycle", "cosine", "constant")
 SELECTIONS = ("loss", "top1")
 _VALIDATION_BATCH_SIZE = 512
@@ -118,6 +113,7 @@ def train(
     augmentation: Augmentation | None = None,
     folder: Path | None = None,
     identity: Mapping[str, Any] | None = None,
+    rate_shares: Callable[[str], float] = lambda name: 1.0,
     on_start: Callable[[Accelerator], None] = lambda accelerator: None,
     on_step: Callable[[int, int, float], None] = lambda step, steps, loss: None,
 ) -> Training:
@@ -129,10 +125,11 @@ def train(
         validation_rows: with labels; the epoch is chosen on them.
         settings: how.
         on_epoch: told each epoch's number, from 0, and what came of it.
-        objective: what to minimise; cross-entropy by default, squared error for a model without classes.
+        objective: what to minimise; by default what fits the model's kind (:func:`own_objective`).
         augmentation: what is done to training pictures; they are taken as they are by default.
         folder: where checkpoints lie; with one, a training that was stopped goes on from there.
         identity: what else must be the same for a checkpoint to be resumed, by name.
+        rate_shares: which share of the learning rate the weights of this name get; those that take no gradient get none.
         on_start: told what places models on their devices, before the first step.
         on_step: told the number of steps done, of all steps, and the loss of the last one.
 
@@ -144,7 +141,9 @@ def train(
     """
     _check(model, settings)
     validation_rows.required_labels()
-    loop = _Loop(model, train_rows, validation_rows, settings, objective, augmentation, folder, identity or {})
+    if objective is None and model.contract.kind is Kind.SCORES:
+        check_score_labels(train_rows.required_labels(), train_rows.origin)
+    loop = _Loop(model, train_rows, validation_rows, settings, objective, augmentation, folder, identity or {}, rate_shares)
     on_start(loop.accelerator)
     return loop.run(on_epoch, on_step)
 
@@ -172,12 +171,13 @@ class _Loop:
         augmentation: Augmentation | None,
         folder: Path | None,
         identity: Mapping[str, Any],
+        rate_shares: Callable[[str], float],
     ) -> None:
         # In a container torch counts the host's cores, and threads beyond the quota only wait for one another.
         torch.set_num_threads(usable_cores())
         set_seed(settings.seed)
         self.model, self.settings, self.folder, self.augmentation = model, settings, folder, augmentation
-        self.objective = objective or _own_objective(model.contract.kind, settings.label_smoothing)
+        self.objective = objective or own_objective(model.contract.kind, settings.label_smoothing)
         self.identity = asdict(settings) | {"augmentation": _described(augmentation)} | dict(identity)
         self.accelerator = _accelerator(settings.mixed_precision)
         self.memory_format = _memory_format(model.module)
@@ -193,10 +193,10 @@ class _Loop:
         )
         validation_loader = DataLoader(dataset_of(model, validation_rows), batch_size=_VALIDATION_BATCH_SIZE, collate_fn=as_it_is)
         self.steps_an_epoch = len(train_loader)
-        parameters = list(model.module.parameters())
+        groups = _groups(model.module, settings.learning_rate, rate_shares)
         if isinstance(self.objective, nn.Module):
-            parameters += self.objective.parameters()
-        optimizer = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+            groups[0]["params"] += self.objective.parameters()
+        optimizer = torch.optim.AdamW(groups, settings.learning_rate, weight_decay=settings.weight_decay)
         schedule = _schedule(optimizer, settings, settings.epochs * self.steps_an_epoch)
         self.module, self.optimizer, self.train_loader, self.validation_loader, self.schedule = self.accelerator.prepare(
             model.module, optimizer, train_loader, validation_loader, schedule
@@ -279,9 +279,9 @@ class _Loop:
             all_outputs.append(outputs)
             all_labels.append(targets)
         outputs, labels = torch.cat(all_outputs), torch.cat(all_labels)  # [n, c], [n]
-        if not self.model.contract.kind.has_classes:
-            return float(mse_loss(outputs.reshape(labels.shape), labels)), math.nan
-        return float(cross_entropy(outputs, labels)), float((outputs.argmax(1) == labels).float().mean())
+        kind = self.model.contract.kind
+        top1 = float((outputs.argmax(1) == labels).float().mean()) if kind.has_classes else math.nan
+        return validation_loss(kind, outputs, labels), top1
 
     def _is_best(self, epoch: Epoch) -> bool:
         past = self.progress.epochs[:-1]
@@ -344,17 +344,6 @@ class _Loop:
         self.progress = _Progress(**told | {"epochs": [Epoch(**epoch) for epoch in told["epochs"]]})
 
 
-def _own_objective(kind: Kind, label_smoothing: float) -> Objective:
-    def classes(outputs: list[Tensor], batch: Batch) -> Tensor:
-        return cross_entropy(outputs[0], batch.labels, label_smoothing=label_smoothing, ignore_index=UNLABELLED, reduction="none")
-
-    def numbers(outputs: list[Tensor], batch: Batch) -> Tensor:
-        error: Tensor = (outputs[0].reshape(batch.labels.shape) - batch.labels) ** 2
-        return error.reshape(len(batch), -1).mean(1)
-
-    return classes if kind.has_classes else numbers
-
-
 def _accelerator(mixed_precision: str) -> Accelerator:
     # Its state is that of the process, and refuses another precision than that of the training before.
     AcceleratorState._reset_state()
@@ -375,10 +364,19 @@ def _memory_format(module: nn.Module) -> torch.memory_format:
 
 def _schedule(optimizer: torch.optim.Optimizer, settings: TrainingSettings, steps: int) -> LRScheduler:
     if settings.schedule == "one-cycle":
-        return OneCycleLR(optimizer, settings.learning_rate, total_steps=steps)
+        return OneCycleLR(optimizer, [group["lr"] for group in optimizer.param_groups], total_steps=steps)
     if settings.schedule == "cosine":
         return CosineAnnealingLR(optimizer, steps)
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0)
+
+
+def _groups(module: nn.Module, learning_rate: float, rate_shares: Callable[[str], float]) -> list[dict[str, Any]]:
+    """Return the weights that take a gradient, those of one learning rate together, the highest first."""
+    by_share: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            by_share.setdefault(rate_shares(name), []).append(parameter)
+    return [{"params": by_share[share], "lr": learning_rate * share} for share in sorted(by_share, reverse=True)]
 
 
 def _average(module: nn.Module, decay: float) -> AveragedModel:

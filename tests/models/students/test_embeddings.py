@@ -28,6 +28,13 @@ def test_a_narrower_table_fills_what_it_can():
     assert torch.equal(student.token_embedding.weight[:, 4:], rest)
 
 
+def test_a_table_of_the_same_width_is_taken_as_it_is():
+    table = torch.randn(50, 24, generator=torch.Generator().manual_seed(0))
+    student = transformer(50, 16, 3, width=24, attention_width=8)[0]
+    start_from_embeddings(student, table)
+    assert torch.equal(student.token_embedding.weight, table)
+
+
 def test_other_tokens_and_other_students_are_refused():
     with pytest.raises(ConfigError, match="token embeddings of 30 tokens cannot start those of TextClassifier"):
         start_from_embeddings(transformer(50, 16, 3, width=8)[0], torch.zeros(30, 8))

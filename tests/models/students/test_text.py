@@ -11,6 +11,7 @@ from monograph.export.trace import export_torch
 from monograph.models.contract import Kind, TextPreprocessing
 from monograph.models.data.preprocess import preprocess
 from monograph.models.onnx_file import read_onnx
+from monograph.models.size import count_macs
 from monograph.models.students import transformer
 from monograph.models.torch_model import TorchModel
 
@@ -52,6 +53,33 @@ def test_export(student: TorchModel, dynamo: bool, tmp_path: Path):
     assert (file.contract, file.tokenizer_json) == (student.contract, student.tokenizer_json)
 
 
+@pytest.mark.parametrize("dynamo", [True, False], ids=["dynamo", "torchscript"])
+def test_export_of_slim_layers(dynamo: bool, tmp_path: Path):
+    torch.manual_seed(0)
+    slim = TorchModel(
+        *transformer(len(WORDS), 24, 3, 40, 2, 2, attention_width=8, feed_forward_width=12, normed_embeddings=True), "slim"
+    )
+    exported = export_torch(slim, tmp_path / "m.onnx", dynamo=dynamo)
+    assert [batch.batch_size for batch in exported.proof.batches] == [1, 2, 5]
+
+
+def test_slim_layers_cost_their_own_widths():
+    slim = TorchModel(*transformer(len(WORDS), 24, 3, 40, 1, 2, attention_width=8, feed_forward_width=12), "slim")
+    assert count_macs(slim) == 24 * (4 * 40 * 8 + 2 * 24 * 8 + 2 * 40 * 12) + 40 * 3
+    assert slim.module.token_embedding.weight.shape == (len(WORDS), 40)
+
+
+def test_normed_embeddings_are_as_large_as_what_layers_add():
+    plain, normed = (transformer(len(WORDS), 24, 3, 16, normed_embeddings=is_normed)[0].eval() for is_normed in (False, True))
+    ids = torch.tensor([[2, 3, 4]])
+    given: dict[bool, torch.Tensor] = {}
+    for is_normed, module in ((False, plain), (True, normed)):
+        module.layers[0].register_forward_pre_hook(lambda layer, inputs, at=is_normed: given.update({at: inputs[0]}))
+        module(ids, torch.ones_like(ids))
+    assert given[False].std() < 0.1
+    assert 0.9 < given[True].std() < 1.1
+
+
 def test_padding_does_not_matter(student: TorchModel):
     ids = np.array([[2, 3, 4]])
     padded = np.array([[2, 3, 4, 6, 6, 0]])
@@ -89,6 +117,8 @@ def test_it_learns_whether_a_text_is_not_good(student: TorchModel):
     [
         ({"width": 10, "heads": 4}, "width 10 is no multiple of heads 4: each head takes an equal share of the width"),
         ({"depth": 0}, "depth is 0, expected a positive number"),
+        ({"feed_forward_width": 0}, "feed_forward_width is 0, expected a positive number"),
+        ({"attention_width": 9}, "width 9 is no multiple of heads 2: each head takes an equal share of the width"),
         ({"heads": 0}, "heads is 0, expected a positive number"),
     ],
 )
