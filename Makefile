@@ -33,6 +33,10 @@ bench: $(VENV)/.dev system
 	$(VENV)/bin/python benchmarks/distillation/fashion.py all
 	$(VENV)/bin/python benchmarks/distillation/tweets.py
 	$(VENV)/bin/python benchmarks/distillation/table.py
+	$(VENV)/bin/python benchmarks/adaptation.py
+	$(VENV)/bin/monograph run pipelines/recommend.yaml
+	$(VENV)/bin/monograph run pipelines/mobile.yaml
+	$(VENV)/bin/monograph run pipelines/sentiment.yaml
 
 # What `demo` needs. torch goes first and pinned, so that no other package brings a build with gigabytes of CUDA.
 $(VENV)/.demo: pyproject.toml constraints.txt

@@ -56,13 +56,13 @@ def baseline_contenders(
 ) -> dict[str, Contender]:
     """Return the baselines that were asked for and can be had, by name.
 
-    PyTorch eager needs every member as a ``py:`` source.
+    PyTorch eager needs every member as a ``py:`` source that is not adapted, for its head is in no source.
     """
     running = {name: model for name, model in config.models.items() if weights[name] > 0}
     contenders: list[Contender] = []
     if "sessions" in config.measure.baselines:
         contenders.append(sessions_contender({name: files[name] for name in running}, files["fused"], weights, form))
-    all_python = all(parse_source(model.source).scheme is Scheme.PYTHON for model in running.values())
+    all_python = all(parse_source(model.source).scheme is Scheme.PYTHON and model.adapt is None for model in running.values())
     if "eager" in config.measure.baselines and all_python:
         contenders.append(eager_contender(running, files["fused"], weights, form, trained))
     return {contender.name: contender for contender in contenders}

@@ -16,6 +16,7 @@ from rich.console import Console
 
 import monograph
 from monograph.errors import ConfigError, MonographError
+from monograph.pipelines.cli.adapt import adapt
 from monograph.pipelines.cli.bundle import bundle
 from monograph.pipelines.cli.distill import distill
 from monograph.pipelines.cli.fusion import fuse
@@ -37,6 +38,7 @@ from monograph.pipelines.cli.options import (
     say,
     whole_number,
 )
+from monograph.pipelines.cli.run import run
 from monograph.pipelines.cli.verify import verify
 from monograph.pipelines.progress import Progress
 
@@ -101,32 +103,7 @@ def _common(
     """Many models, one graph: export, fuse, prove and measure ONNX models."""
 
 
-@app.command()
-def run(
-    pipeline: Annotated[Path, typer.Argument(help="Pipeline file, for example pipelines/quickstart.yaml.")],
-    out: Annotated[Path | None, typer.Option(help="Output folder; `runs/NAME` by default.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting, such as measure.blocks=3.")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Run a pipeline file: train, export, fuse, measure, report. What an earlier run finished is not done again."""
-    from monograph.pipelines.run import run_pipeline
-
-    progress = Progress()
-    result = run_pipeline(pipeline, out, set_ or (), progress)
-    if as_json:
-        typer.echo(result.result.read_text(encoding="utf-8"), nl=False)
-        return
-    from monograph.pipelines.records import read_record
-    from monograph.pipelines.report import Report, contender_table
-
-    report = read_record(result.result, Report)
-    console = Console()
-    console.print(contender_table(report.contenders))
-    for ratio in report.ratios:
-        console.print(f"{ratio.name}: [bold]{ratio.estimate:.2f}[/bold] [{ratio.low:.2f}, {ratio.high:.2f}]", soft_wrap=True)
-    console.print(f"\nfused graph  {result.fused}\nreport       {result.report}", soft_wrap=True, highlight=False)
+app.command()(run)
 
 
 @app.command()
@@ -197,6 +174,7 @@ app.command()(fuse)
 app.command()(verify)
 app.command()(lower)
 app.command()(distill)
+app.command()(adapt)
 app.command()(gate)
 app.command()(bundle)
 

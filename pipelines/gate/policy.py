@@ -200,13 +200,22 @@ def load_policy(path: Path) -> Policy:
         ConfigError: it is missing, is no YAML, tests nothing, or says something that is not understood.
     """
     _, record = read_yaml(path, "policy file", "the keys accuracy, flips, parts, calibration, size, targets …")
+    return read_policy(record, str(path))
+
+
+def read_policy(record: Mapping[str, Any], where: str) -> Policy:
+    """Return the policy that ``record``, read from ``where``, states.
+
+    Raises:
+        ConfigError: it tests nothing, or says something that is not understood.
+    """
     try:
         policy = Policy.model_validate(record)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {'; '.join(map(_told, error.errors()[:3]))}") from error
+        raise ConfigError(f"{where}: {'; '.join(map(_told, error.errors()[:3]))}") from error
     if not _tests_anything(policy):
         raise ConfigError(
-            f"{path} sets no limit, so that everything would pass: monograph gate --print-policy shows what there is"
+            f"{where} sets no limit, so that everything would pass: monograph gate --print-policy shows what there is"
         )
     return policy
 

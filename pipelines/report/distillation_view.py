@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from monograph.pipelines.report.formats import MISSING, Shown, count_text, milliseconds, percent, significant, size_text
 from monograph.pipelines.report.grid import Grid
 from monograph.pipelines.report.headline import overlap, top1_text
+from monograph.pipelines.report.merit import top1_of
 from monograph.pipelines.report.model import Contender, Role, TrainingCurve, by_target
 from monograph.pipelines.report.trade_plot import Point
 from monograph.pipelines.report.view import Tile
@@ -158,7 +159,7 @@ def trade_points(rows: Iterable[Row], cost: Cost) -> list[Point]:
         if count and row.standing.accuracy:
             at = count / cost.unit
             text = f"{cost.text(count)} {cost.name}"
-            points.append(Point(row.standing.name, row.role, Interval(at, at, at), text, row.standing.accuracy))
+            points.append(Point(row.standing.name, row.role, Interval(at, at, at), text, top1_of(row.standing.accuracy)))
     return points
 
 

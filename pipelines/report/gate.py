@@ -13,7 +13,7 @@ from monograph.models.files import write_atomically
 from monograph.pipelines.report import view
 from monograph.pipelines.report.formats import percent
 from monograph.pipelines.report.grid import Grid, grid_table
-from monograph.pipelines.report.model import Contender
+from monograph.pipelines.report.model import Contender, VerdictSummary
 from monograph.pipelines.report.page import render_page
 
 if TYPE_CHECKING:
@@ -22,6 +22,29 @@ if TYPE_CHECKING:
 
 def verdict_tables(verdict: Verdict) -> Iterator[Table]:
     """Yield the checks, and both classifiers side by side, for a terminal."""
+    yield from map(grid_table, verdict_grids(verdict))
+
+
+def verdict_summary(verdict: Verdict) -> VerdictSummary:
+    """Return what a run's report tells of the verdict."""
+    blocking = [check for check in verdict.checks if check.outcome.value != "pass"]
+    return VerdictSummary(
+        outcome=verdict.outcome.value,
+        told=verdict.describe(),
+        check_count=len(verdict.checks),
+        passed_count=len(verdict.checks) - len(blocking),
+        row_count=verdict.row_count,
+        policy_sha256=verdict.policy_sha256,
+        is_default_policy=verdict.is_default_policy,
+        grids=tuple(verdict_grids(verdict)),
+        blocking=tuple(check.describe() for check in blocking),
+        # The rows of a run are prepared beforehand, which is no news of its gate.
+        notes=tuple(note for note in verdict.notes if not note.startswith(f"{verdict.data}:")),
+    )
+
+
+def verdict_grids(verdict: Verdict) -> list[Grid]:
+    """Return the checks, and both classifiers side by side."""
     from monograph.pipelines.gate.check import amount
 
     several = len(verdict.evidence) > 1
@@ -36,9 +59,8 @@ def verdict_tables(verdict: Verdict) -> Iterator[Table]:
         )
         for check in verdict.checks
     )
-    yield grid_table(Grid("checks", ("limit", "estimate", "95% bound", "allowed", "n", "verdict"), rows, words=("verdict",)))
-    if verdict.beside:
-        yield grid_table(_beside_grid(verdict))
+    checks = Grid("checks", ("limit", "estimate", "95% bound", "allowed", "n", "verdict"), rows, words=("verdict",))
+    return [checks, *([_beside_grid(verdict)] if verdict.beside else [])]
 
 
 def write_gate_page(verdict: Verdict, path: Path) -> None:

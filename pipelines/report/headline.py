@@ -6,43 +6,58 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from monograph.pipelines.report.formats import milliseconds, percent, significant
-from monograph.pipelines.report.model import Contender, Report
+from monograph.pipelines.report.merit import Merit, merit_of
+from monograph.pipelines.report.model import Contender, RankingGain, Report
 from monograph.runtime.results import Accuracy, Interval
 
 
 @dataclass(frozen=True)
 class Gain:
-    """The fused graph beside the most accurate member on the same target."""
+    """The fused graph beside the best member on the same target."""
 
     best_member: str
     points: float
-    """Percentage points of top-1, rounded to one decimal; negative where the member is better."""
+    """How much better: percentage points of top-1, rounded to one decimal, else as the metric counts; negative where the member
+    is better."""
     intervals_overlap: bool
+    unit: str = "points"
+    """The name of another metric than top-1."""
 
     @property
     def signed(self) -> str:
         """``+0.6``, ``−0.3`` or ``0.0``."""
-        return f"{self.points:+.1f}".replace("-", "\u2212") if self.points else "0.0"
+        if not self.points:
+            return "0.0"
+        text = (
+            f"{self.points:+.1f}" if self.unit == "points" else f"{'+' if self.points > 0 else ''}{significant(self.points, 2)}"
+        )
+        return text.replace("-", "\u2212")
+
+    @property
+    def unsigned(self) -> str:
+        """The same without its sign."""
+        return self.signed.lstrip("+\u2212")
 
 
 def main_contender(report: Report) -> Contender | None:
     """Return the fused graph that the report is about: the first one timed and scored, else the first one."""
     fused = [one for one in report.contenders if one.role == "fused"]
-    complete = [one for one in fused if one.latency and one.measurement.accuracy]
+    complete = [one for one in fused if one.latency and merit_of(one.measurement)]
     return next(iter([*complete, *fused]), None)
 
 
 def gain(report: Report) -> Gain | None:
-    """Compare the fused graph with its best member; None where either has no accuracy."""
+    """Compare the fused graph with its best member; None where either was not scored."""
     fused = main_contender(report)
-    if fused is None or fused.measurement.accuracy is None:
+    ours = None if fused is None else merit_of(fused.measurement)
+    if fused is None or ours is None:
         return None
     members = [one for one in report.contenders if one.role == "member"]
-    best = _most_accurate([one for one in members if one.measurement.target == fused.measurement.target])
+    best = _best([one for one in members if one.measurement.target == fused.measurement.target])
     if best is None:
         return None
-    (name, theirs), ours = best, fused.measurement.accuracy.top1
-    return Gain(name, round(100 * (ours.estimate - theirs.top1.estimate), 1), overlap(ours, theirs.top1))
+    name, theirs = best
+    return Gain(name, ours.lead(theirs), overlap(ours.interval, theirs.interval), "points" if ours.is_share else ours.label)
 
 
 def headline(report: Report) -> str:
@@ -52,11 +67,11 @@ def headline(report: Report) -> str:
         return _without_fusion(report.contenders)
     count = _member_count(report)
     subject = f"One graph of {count} {'member' if count == 1 else 'members'}" if count else "The fused graph"
-    accuracy = fused.measurement.accuracy
-    if accuracy is None:
+    merit = merit_of(fused.measurement)
+    if merit is None:
         time = f"takes {_time(fused)}" if fused.latency else f"was not timed on {fused.measurement.target}"
         return f"{subject} {time}; its accuracy was not measured."
-    parts = [f"{subject} reaches {top1_text(accuracy)} top-1"]
+    parts = [f"{subject} reaches {merit.describe()}"]
     comparison = gain(report)
     if comparison:
         parts.append(_comparison(comparison))
@@ -68,18 +83,42 @@ def headline(report: Report) -> str:
 def findings(report: Report) -> tuple[str, ...]:
     """Return the sentences that belong under the headline: what the best member does alone, what is not settled."""
     fused, comparison = main_contender(report), gain(report)
-    if fused is None or fused.measurement.accuracy is None or comparison is None:
-        return ()
+    ours = None if fused is None else merit_of(fused.measurement)
+    if fused is None or ours is None or comparison is None:
+        return shipping_findings(report)
     target = fused.measurement.target
     best = next(one for one in report.contenders if one.name == comparison.best_member and one.measurement.target == target)
-    assert best.measurement.accuracy is not None
-    sentence = f"The best member alone, {best.name}, reaches {top1_text(best.measurement.accuracy)}"
+    theirs = merit_of(best.measurement)
+    assert theirs is not None
+    sentence = f"The best member alone, {best.name}, reaches {theirs.value()}"
     if best.latency and fused.latency:
         factor = fused.latency.p50_s.estimate / best.latency.p50_s.estimate
         sentence += (
             f" at {milliseconds(best.latency.p50_s).value} ms: the fused graph takes {significant(factor, 2)} times as long"
         )
-    return (f"{sentence}.", _settled(comparison, fused.measurement.accuracy))
+    settled = _paired(report.ranking) if report.ranking else (_settled(comparison, ours),)
+    return (f"{sentence}.", *settled, *shipping_findings(report))
+
+
+def _paired(gains: Sequence[RankingGain]) -> tuple[str, ...]:
+    """Return what pairing by group tells of the gain, a sentence a metric: more than two intervals side by side."""
+    told = []
+    for one in gains:
+        found = "settles" if one.gain.low > 0 or one.gain.high < 0 else "does not settle"
+        change = f"{one.gain.estimate:+.4f} [{one.gain.low:+.4f}, {one.gain.high:+.4f}]".replace("-", "\u2212")
+        told.append(
+            f"Paired over {one.group_count:,} groups, {one.metric} changes by {change} from {one.best_member}, which {found} it."
+        )
+    return tuple(told)
+
+
+def shipping_findings(report: Report) -> tuple[str, ...]:
+    """Return what came of the student and whether it may ship, a sentence each, where there is one."""
+    told = [] if report.student is None else [report.student.sentence]
+    if report.verdict is not None:
+        may = "It may take the fused graph's place" if report.verdict.outcome == "pass" else "It may not take its place"
+        told.append(f"{may} ({report.verdict.told}).")
+    return tuple(told)
 
 
 def _member_count(report: Report) -> int:
@@ -96,11 +135,11 @@ def _without_fusion(contenders: Sequence[Contender]) -> str:
         len({one.name for one in contenders}),
         len({one.measurement.target for one in contenders}),
     )
-    best = _most_accurate(contenders)
+    best = _best(contenders)
     if best:
-        parts.append(
-            f"{best[0]} is the most accurate with {top1_text(best[1])} top-1" if name_count > 1 else f"{top1_text(best[1])} top-1"
-        )
+        name, merit = best
+        which = "the most accurate" if merit.is_share else "the best"
+        parts.append(f"{name} is {which} with {merit.describe()}" if name_count > 1 else merit.describe())
     timed = [(one, one.latency.p50_s.estimate) for one in contenders if one.latency]
     if timed:
         quickest = min(timed, key=lambda pair: pair[1])[0]
@@ -110,9 +149,15 @@ def _without_fusion(contenders: Sequence[Contender]) -> str:
     return f"{count}: {', '.join(parts)}." if parts else f"{count}: neither accuracy nor latency is known."
 
 
-def _most_accurate(contenders: Sequence[Contender]) -> tuple[str, Accuracy] | None:
-    scored = [(one.name, one.measurement.accuracy) for one in contenders if one.measurement.accuracy]
-    return max(scored, key=lambda pair: pair[1].top1.estimate, default=None)
+def _best(contenders: Sequence[Contender]) -> tuple[str, Merit] | None:
+    scored = [(one.name, merit) for one in contenders if (merit := merit_of(one.measurement))]
+    if not scored:
+        return None
+    sign = -1 if scored[0][1].is_error else 1
+    # What was scored by another metric cannot be set beside the first.
+    return max(
+        (pair for pair in scored if pair[1].label == scored[0][1].label), key=lambda pair: sign * pair[1].interval.estimate
+    )
 
 
 def _comparison(comparison: Gain) -> str:
@@ -120,18 +165,19 @@ def _comparison(comparison: Gain) -> str:
         return "no better than the best member"
     unsettled = " (not settled: the intervals overlap)" if comparison.intervals_overlap else ""
     relation = "over" if comparison.points > 0 else "under"
-    return (
-        f"{comparison.signed if comparison.points > 0 else abs(comparison.points)} points {relation} the best member{unsettled}"
-    )
+    if comparison.unit != "points":
+        return f"{comparison.unsigned} {'better' if comparison.points > 0 else 'worse'} than the best member{unsettled}"
+    amount = comparison.signed if comparison.points > 0 else comparison.unsigned
+    return f"{amount} points {relation} the best member{unsettled}"
 
 
-def _settled(comparison: Gain, accuracy: Accuracy) -> str:
-    rows = f"{accuracy.row_count:,} rows"
+def _settled(comparison: Gain, merit: Merit) -> str:
+    rows, confidence = f"{merit.row_count:,} rows", f"{merit.interval.confidence:.0%}"
     if comparison.intervals_overlap:
-        return f"The {accuracy.top1.confidence:.0%} intervals of the two overlap: these {rows} do not settle which is better."
+        return f"The {confidence} intervals of the two overlap: these {rows} do not settle which is better."
     if comparison.points > 0:
-        return f"The {accuracy.top1.confidence:.0%} intervals of the two do not overlap on these {rows}."
-    return f"On these {rows} fusing cost accuracy: the {accuracy.top1.confidence:.0%} intervals do not overlap."
+        return f"The {confidence} intervals of the two do not overlap on these {rows}."
+    return f"On these {rows} fusing cost accuracy: the {confidence} intervals do not overlap."
 
 
 def overlap(one: Interval, other: Interval) -> bool:

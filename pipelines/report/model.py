@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from monograph.export.parity import ParityProof
-from monograph.runtime.results import Latency, Measurement, Throughput
+from monograph.pipelines.report.grid import Grid
+from monograph.runtime.results import Interval, Latency, Measurement, Score, Throughput
 
-Role = Literal["member", "fused", "baseline", "teacher", "student"]
-MAIN_ROLES: tuple[Role, ...] = ("fused", "student")
+Role = Literal["member", "fused", "baseline", "teacher", "student", "adapted"]
+MAIN_ROLES: tuple[Role, ...] = ("fused", "student", "adapted")
 """What a page is about: it stands out."""
 
 
@@ -107,6 +108,84 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class AdaptationSummary:
+    """How a pretrained member learned what the rows are labelled with."""
+
+    member: str
+    method: str
+    told: str
+    """Whether it was worth it, in one sentence."""
+    grids: tuple[Grid, ...]
+    """It beside simple models on features of the frozen trunk, and what else was tried."""
+    notes: tuple[str, ...]
+    page: str = ""
+    """Its own report, beside this one."""
+
+
+@dataclass(frozen=True)
+class StudentSummary:
+    """What the student keeps of the fused graph, and at what cost."""
+
+    name: str
+    """What it is, such as ``separable_conv``."""
+    sentence: str
+    loss: str
+    retention: float | None
+    """Its share of the fused graph's top-1."""
+    macs: int | None
+    teacher_macs: int | None
+    parameter_count: int | None
+    grids: tuple[Grid, ...]
+    notes: tuple[str, ...]
+    page: str = ""
+    """Its own report, beside this one."""
+
+
+@dataclass(frozen=True)
+class RankingGain:
+    """One metric of a ranking, the mean over groups: of each member and of the fused graph, and what fusing gained."""
+
+    metric: str
+    group_count: int
+    fused: Score
+    members: dict[str, Score]
+    best_member: str
+    gain: Interval
+    """Over the best member, paired by group."""
+
+
+@dataclass(frozen=True)
+class VerdictSummary:
+    """What the gate found of the student; all of it stands in ``verdict.json`` beside the report."""
+
+    outcome: Literal["pass", "fail", "inconclusive"]
+    told: str
+    """In one sentence, such as ``pass: all 4 checks passed``."""
+    check_count: int
+    passed_count: int
+    row_count: int | None
+    policy_sha256: str
+    is_default_policy: bool
+    grids: tuple[Grid, ...]
+    """The checks, and both classifiers side by side."""
+    blocking: tuple[str, ...]
+    """Each check that did not pass, in words, with what would decide."""
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class BundleSummary:
+    """The folder that ships, or why there is none."""
+
+    path: str | None
+    """Beside the report."""
+    told: str
+    manifest_sha256: str = ""
+    files: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """All that one pipeline run found out."""
 
@@ -126,6 +205,11 @@ class Report:
     pipeline_yaml: str
     duration_s: float
     notes: tuple[str, ...]
+    adaptations: tuple[AdaptationSummary, ...] = ()
+    student: StudentSummary | None = None
+    ranking: tuple[RankingGain, ...] = ()
+    verdict: VerdictSummary | None = None
+    bundle: BundleSummary | None = None
 
 
 def by_target(contenders: Iterable[Contender]) -> dict[str, tuple[Contender, ...]]:

@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from monograph.pipelines.report import formats, view
+from monograph.pipelines.report.merit import merit_of
 from monograph.pipelines.report.model import Contender
 from monograph.pipelines.report.plots import latency_distribution_svg, throughput_svg
 from monograph.pipelines.report.trade_plot import accuracy_latency_svg
@@ -56,7 +57,9 @@ def two_sizes(draw: Callable[..., str], data: Sequence[Any], key: str) -> Plot:
 
 def target_plots(index: int, target: str, contenders: Sequence[Contender]) -> TargetPlots:
     """Draw what was measured of ``contenders`` on ``target``, the page's ``index``-th."""
-    scored = any(one.latency and one.measurement.accuracy for one in contenders)
+    judged = [merit_of(one.measurement) if one.latency else None for one in contenders]
+    # Two metrics have no common axis.
+    scored = len({one.label for one in judged if one}) == 1
     timed = any(one.latency and one.latency.samples_ns for one in contenders)
     rated = any(one.throughput for one in contenders)
     missing = [(one.name, _reason(one)) for one in contenders]
@@ -65,7 +68,7 @@ def target_plots(index: int, target: str, contenders: Sequence[Contender]) -> Ta
         accuracy_latency=two_sizes(accuracy_latency_svg, contenders, f"scatter{index}") if scored else None,
         distribution=two_sizes(latency_distribution_svg, contenders, f"distribution{index}") if timed else None,
         throughput=two_sizes(throughput_svg, contenders, f"throughput{index}") if rated else None,
-        has_unscored=any(one.latency and not one.measurement.accuracy for one in contenders),
+        has_unscored=any(one.latency and not merit for one, merit in zip(contenders, judged, strict=True)),
         not_drawn=tuple(f"{name} ({reason})" for name, reason in missing if reason),
     )
 

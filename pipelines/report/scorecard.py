@@ -11,18 +11,35 @@ from monograph.runtime.results import Measurement, Score
 _MOST_CLASSES_SHOWN = 30
 
 
-def score_grids(measurements: Sequence[Measurement]) -> Iterator[Grid]:
-    """Yield what was scored beside the main figures of a classifier: all metrics, classes, slices, then the parity matrix."""
+def score_grids(measurements: Sequence[Measurement], *, with_metrics: bool = True) -> Iterator[Grid]:
+    """Yield what was scored beside the main figures of a classifier: all metrics, classes, slices, then the parity matrix.
+
+    Without ``with_metrics`` those that :func:`metric_grid` shows side by side are left out.
+    """
     for one in measurements:
-        yield from _scorecard_grids(one)
+        yield from _scorecard_grids(one, with_metrics=with_metrics)
     yield from _parity_grid(measurements)
 
 
-def _scorecard_grids(one: Measurement) -> Iterator[Grid]:
+def metric_grid(measurements: Sequence[Measurement], names: Sequence[str]) -> Grid | None:
+    """Set all metrics side by side, a line a model of ``names``; None where what was scored is classifiers, or nothing."""
+    cards = [one.scorecard for one in measurements if one.scorecard is not None and one.scorecard.task != "classification"]
+    metrics = tuple(dict.fromkeys(metric for card in cards for metric in card.scores))
+    if not metrics:
+        return None
+    rows = []
+    for name, one in zip(names, measurements, strict=True):
+        scores = one.scorecard.scores if one.scorecard else {}
+        rows.append((name, *_cells(scores, metrics), f"{one.scorecard.row_count:,}" if one.scorecard else MISSING))
+    told = dict.fromkeys(f"{metric}: {score.note}" for card in cards for metric, score in card.scores.items() if score.note)
+    return Grid("How right they are", ("model", *metrics, "test rows"), tuple(rows), "; ".join(told))
+
+
+def _scorecard_grids(one: Measurement, *, with_metrics: bool) -> Iterator[Grid]:
     card, where = one.scorecard, f"{one.model} on {one.target}"
     if card is None:
         return
-    if card.task != "classification":
+    if card.task != "classification" and with_metrics:
         yield Grid(
             f"{where}: {card.task}, {card.row_count:,} rows",
             ("metric", "value", "note"),

@@ -26,10 +26,10 @@ _PREDICTION = (
 )
 
 
-def page_sections(measurements: Sequence[Measurement]) -> list[Section]:
-    """Return the sections that have something to show."""
+def page_sections(measurements: Sequence[Measurement], *, with_metrics: bool = True) -> list[Section]:
+    """Return the sections that have something to show; ``with_metrics`` as :func:`score_grids` takes it."""
     sections = [
-        Section("scores", "Scores", _SCORES, tuple(score_grids(measurements))),
+        Section("scores", "Scores", _SCORES, tuple(score_grids(measurements, with_metrics=with_metrics))),
         Section("speed", "Speed", "", tuple(speed_grids(measurements))),
         Section("load", "Under load", "", tuple(load_grids(measurements))),
         Section("profile", "Where the time goes", "", tuple(profile_grids(measurements))),

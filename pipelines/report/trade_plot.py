@@ -14,11 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from monograph.pipelines.report.axes import ROLE_COLOURS, batch_label, pixels, scale_cost, time_ms, write_headings
-from monograph.pipelines.report.formats import milliseconds, percent, shortened
+from monograph.pipelines.report.formats import milliseconds, shortened
 from monograph.pipelines.report.labels import Box, place_labels
+from monograph.pipelines.report.merit import Merit, merit_of
 from monograph.pipelines.report.model import MAIN_ROLES, Contender, Role
 from monograph.pipelines.report.svg import FAINT, NARROW, PAPER, Margins, add_axes, drawing, new_figure, text_size, to_svg
-from monograph.runtime.results import Accuracy, Interval
+from monograph.runtime.results import Interval
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,19 @@ class Point:
     """In the unit of the axis, above 0; without room between its bounds where it was counted."""
     cost_text: str
     """For people, with its unit."""
-    accuracy: Accuracy | None
+    merit: Merit | None
     """None where it was not scored, which puts a tick on the axis of costs."""
 
     @property
     def tooltip(self) -> str:
         """What is said of it on hovering."""
-        if self.accuracy is None:
+        if self.merit is None:
             return f"{self.name}: {self.cost_text}, accuracy not measured"
-        top1 = percent(self.accuracy.top1)
-        return f"{self.name}: {top1.value}% {top1.bounds} top-1, {self.cost_text}"
+        return f"{self.name}: {self.merit.describe()}, {self.cost_text}"
 
 
 def accuracy_latency_svg(contenders: Sequence[Contender], *, key: str, width: int) -> str:
-    """Draw top-1 (%) over the median latency of one call (ms), of contenders on one target whose hardware was real.
+    """Draw how right contenders are over the median latency of one call (ms), on one target whose hardware was real.
 
     Raises ValueError where nothing was both timed and scored.
     """
@@ -54,10 +54,10 @@ def accuracy_latency_svg(contenders: Sequence[Contender], *, key: str, width: in
 
 
 def trade_svg(points: Sequence[Point], *, over: str, label: str, key: str, width: int) -> str:
-    """Draw top-1 (%) over what it costs.
+    """Draw how right models are over what they cost; what is best stands at the top, also of errors.
 
     Args:
-        points: those without accuracy stand as ticks on the axis of costs.
+        points: judged by one metric; those without stand as ticks on the axis of costs.
         over: what the cost is, to be read aloud.
         label: of the axis of costs, with its unit.
         key: starts every id.
@@ -65,8 +65,9 @@ def trade_svg(points: Sequence[Point], *, over: str, label: str, key: str, width
 
     Raises ValueError where no point has accuracy.
     """
-    scored = [one for one in points if one.accuracy]
-    unscored = [one for one in points if not one.accuracy]
+    merits = [one.merit for one in points if one.merit]
+    scored = [one for one in points if one.merit]
+    unscored = [one for one in points if not one.merit]
     if not scored:
         raise ValueError(f"nothing has both accuracy and {over}: leave the figure out")
     with drawing(key):
@@ -74,10 +75,8 @@ def trade_svg(points: Sequence[Point], *, over: str, label: str, key: str, width
         axes = add_axes(figure, Margins(44, 14, 30, 42))
         costs = [one.cost.estimate for one in points]
         scale_cost(axes, min(costs), max(costs), width)
-        write_headings(axes, "Top-1, %", label)
-        shares = [bound for one in scored if one.accuracy for bound in (one.accuracy.top1.low, one.accuracy.top1.high)]
-        room = 0.12 * (max(shares) - min(shares)) + 1e-3
-        axes.set_ylim(100 * (min(shares) - room * (2.2 if unscored else 1)), 100 * min(max(shares) + room, 1.005))
+        write_headings(axes, merits[0].heading, label)
+        axes.set_ylim(*_ends(merits, has_ticks=bool(unscored)))
         axes.grid(axis="y")
         _draw_front(axes, scored)
         tooltips = {}
@@ -89,36 +88,51 @@ def trade_svg(points: Sequence[Point], *, over: str, label: str, key: str, width
         return to_svg(figure, key=key, description=f"Accuracy over {over}: {names}", tooltips=tooltips)
 
 
+def _ends(merits: Sequence[Merit], *, has_ticks: bool) -> tuple[float, float]:
+    """Return the bottom and the top of the axis, with room around the intervals, and for ticks below."""
+    bounds = [bound for one in merits for bound in (one.drawn.low, one.drawn.high)]
+    low, high = min(bounds), max(bounds)
+    room = 0.12 * (high - low) + (0.1 if merits[0].is_share else 1e-3 * max(abs(high), abs(low)) or 1e-3)
+    below = room * (2.2 if has_ticks else 1)
+    if merits[0].is_error:
+        return high + below, low - room
+    return low - below, min(high + room, 100.5) if merits[0].is_share else high + room
+
+
 def _timed_point(one: Contender) -> Point:
     assert one.latency is not None
     p50 = one.latency.p50_s
     drawn = Interval(time_ms(p50.estimate), time_ms(p50.low), time_ms(p50.high))
     shown = milliseconds(p50)
-    return Point(one.name, one.role, drawn, f"{shown.value} ms {shown.bounds}", one.measurement.accuracy)
+    return Point(one.name, one.role, drawn, f"{shown.value} ms {shown.bounds}", merit_of(one.measurement))
 
 
 def _draw_front(axes: Axes, points: Sequence[Point]) -> None:
     """Draw the staircase below which every point is beaten in both accuracy and cost."""
-    pairs = sorted((one.cost.estimate, -100 * one.accuracy.top1.estimate) for one in points if one.accuracy)
+    judged = [(one.cost.estimate, one.merit) for one in points if one.merit]
+    sign = -1 if judged[0][1].is_error else 1
+    # Of two at one cost the better comes first.
+    pairs = sorted((cost, -sign * merit.drawn.estimate) for cost, merit in judged)
     bottom, right = axes.get_ylim()[0], axes.get_xlim()[1]
     xs, ys, best = [pairs[0][0]], [bottom], -np.inf
     for x, negative in pairs:
         if -negative > best:
             xs += [x, x]
-            ys += [max(best, bottom), -negative]
+            ys += [max(best, sign * bottom) * sign, -negative * sign]
             best = -negative
+    best *= sign
     axes.plot([*xs, right], [*ys, best], color=FAINT, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1, gid="pareto")
 
 
 def _draw_point(axes: Axes, one: Point, gid: str) -> None:
     """Draw a point with its intervals, or a tick where there is no accuracy."""
     colour, x = ROLE_COLOURS[one.role], one.cost.estimate
-    if one.accuracy is None:
+    if one.merit is None:
         axes.plot([x, x], [0, 0.035], transform=axes.get_xaxis_transform(), color=colour, linewidth=2, gid=gid, zorder=3)
         return
-    top1 = one.accuracy.top1
-    y = 100 * top1.estimate
-    axes.plot([x, x], [100 * top1.low, 100 * top1.high], color=colour, linewidth=1.2, zorder=2)
+    drawn = one.merit.drawn
+    y = drawn.estimate
+    axes.plot([x, x], [drawn.low, drawn.high], color=colour, linewidth=1.2, zorder=2)
     axes.plot([one.cost.low, one.cost.high], [y, y], color=colour, linewidth=1.2, zorder=2)
     fill = PAPER if one.role == "baseline" else colour
     size = 10 if one.role in MAIN_ROLES else 7.5
@@ -131,12 +145,12 @@ def _label_points(figure: Figure, axes: Axes, points: Sequence[Point], width: in
     sizes = [text_size(figure, name) for name in names]
     anchors, obstacles = [], []
     for one in points:
-        accuracy, x = one.accuracy, one.cost.estimate
-        if accuracy is None:
+        merit, x = one.merit, one.cost.estimate
+        if merit is None:
             anchors.append((pixels(axes, x, axes.get_ylim()[0])[0], axes.bbox.y0 + 6))
             continue
-        (px, py), (_, low) = pixels(axes, x, 100 * accuracy.top1.estimate), pixels(axes, x, 100 * accuracy.top1.low)
-        high = pixels(axes, x, 100 * accuracy.top1.high)[1]
+        px, py = pixels(axes, x, merit.drawn.estimate)
+        low, high = sorted(pixels(axes, x, bound)[1] for bound in (merit.drawn.low, merit.drawn.high))
         anchors.append((px, py))
         obstacles += [Box(px - 1.5, low, px + 1.5, high), Box(px - 6, py - 6, px + 6, py + 6)]
     obstacles += _front_boxes(axes)

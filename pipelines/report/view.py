@@ -15,6 +15,7 @@ from typing import Any
 from monograph.export.parity import ParityProof
 from monograph.pipelines.report.formats import milliseconds, percent, show, significant, size_text
 from monograph.pipelines.report.headline import gain, main_contender
+from monograph.pipelines.report.merit import merit_of
 from monograph.pipelines.report.model import Contender, FusionSummary, Ratio, Report
 from monograph.runtime.results import Accuracy, Environment, to_record
 
@@ -67,12 +68,18 @@ def tiles(report: Report) -> list[Tile]:
     if fused is None:
         return []
     made, comparison = [], gain(report)
-    if fused.measurement.accuracy:
-        top1 = percent(fused.measurement.accuracy.top1)
+    merit = merit_of(fused.measurement)
+    if merit is not None and merit.is_share:
+        top1 = percent(merit.interval)
         made.append(Tile("Top-1 accuracy", top1.value, "%", top1.bounds))
+    elif merit is not None:
+        shown = show(merit.interval)
+        name = f"{merit.label[0].upper()}{merit.label[1:]}"
+        made.append(Tile(name, shown.value, "", shown.bounds if merit.has_interval else ""))
     if comparison:
         settled = "intervals overlap" if comparison.intervals_overlap else "intervals apart"
-        made.append(Tile("Over the best member", comparison.signed, "points", f"{comparison.best_member}; {settled}"))
+        label, unit = ("Over the best member", "points") if comparison.unit == "points" else ("Gain over the best member", "")
+        made.append(Tile(label, comparison.signed, unit, f"{comparison.best_member}; {settled}"))
     if fused.latency:
         p99 = milliseconds(fused.latency.p99_s)
         batch = fused.latency.batch_size
@@ -87,6 +94,19 @@ def tiles(report: Report) -> list[Tile]:
     value, unit = size_text(fused.measurement.size_bytes).split(" ")
     nodes = f"{report.fusion.node_count} nodes, one file" if report.fusion else "one file"
     made.append(Tile("Size", value, unit, nodes))
+    return made + _shipping_tiles(report)
+
+
+def _shipping_tiles(report: Report) -> list[Tile]:
+    """Return what the student keeps, and the verdict on it."""
+    made, student = [], report.student
+    if student is not None and student.retention is not None:
+        share = student.macs / student.teacher_macs if student.macs and student.teacher_macs else None
+        work = "" if share is None else f" at {100 * share:.2g}% of its MACs"
+        made.append(Tile("Student keeps", f"{100 * student.retention:.1f}", "%", f"of the fused graph's top-1{work}"))
+    if report.verdict is not None:
+        counted = f"{report.verdict.passed_count} of {report.verdict.check_count} checks passed"
+        made.append(Tile("Gate", report.verdict.outcome, "", counted))
     return made
 
 
