@@ -111,7 +111,7 @@ def data_spec(
 
 def _starting_at(folder: Path, source: str) -> str:
     """Return ``source`` with a relative path made to start at ``folder``; a factory or an id on the hub as it is."""
-    if source.startswith((FACTORY_PREFIX, HUB_PREFIX)):
+    if not source or source.startswith((FACTORY_PREFIX, HUB_PREFIX)):
         return source
     path = folder / Path(source).expanduser()
     is_path = path.exists() or looks_like_file(source) or ("/" in source and path.parent.is_dir())

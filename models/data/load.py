@@ -16,7 +16,7 @@ from monograph.errors import DataError
 from monograph.models.contract import Contract, ImagePreprocessing, TensorSpec, TextPreprocessing
 from monograph.models.data.digests import row_digests
 from monograph.models.data.labels import Labels, encode_labels
-from monograph.models.data.pictures import EncodedPictures
+from monograph.models.data.pictures import EncodedPictures, fault
 from monograph.models.data.preprocess import Values, preprocess
 from monograph.models.data.rows import Array, Rows
 from monograph.models.data.tables import Column, ColumnKind, Table, read_table
@@ -280,14 +280,14 @@ def _unreadable_rows(table: Table, plan: ColumnPlan, contract: Contract, count: 
         if column.missing is not None:
             seen = column.length if name in plan.labels and are_class_names(table, plan) else count
             for row in np.flatnonzero(column.missing()[:seen]).tolist():
-                reasons.setdefault(row, f"column {name!r} has no value")
+                reasons.setdefault(row, f"column {name!r} {column.missing_said}")
     kept = np.setdiff1d(np.arange(count), list(reasons))
     for group, spec in _groups(plan, contract).items():
         pictures = isinstance(spec.preprocessing, ImagePreprocessing) and len(kept) > 0
         if pictures and table.columns[group[0]].kind in (ColumnKind.IMAGE, ColumnKind.TEXT):
             values = _read_columns(table.take(kept, group), group, spec, 0, len(kept))
-            faults = map(values.fault, range(len(kept))) if isinstance(values, EncodedPictures) else ()
-            reasons |= {row: fault for row, fault in zip(kept.tolist(), faults, strict=False) if fault is not None}
+            faults = (fault(values, row) for row in range(len(kept)))  # type: ignore[arg-type]  # pictures are no array
+            reasons |= {row: reason for row, reason in zip(kept.tolist(), faults, strict=True) if reason is not None}
     return dict(sorted(reasons.items()))
 
 

@@ -61,14 +61,6 @@ class EncodedPictures(Sequence[Image.Image]):
         except OSError as error:
             raise self._no_such_file(row, path) from error
 
-    def fault(self, row: int) -> str | None:
-        """Say why a picture cannot be decoded; None where it can."""
-        try:
-            self[row]
-        except UnreadableRowError as error:
-            return error.reason
-        return None
-
     def _record(self, row: int) -> tuple[str, bytes | None]:
         """Return a picture's path and, where it has no file, its content."""
         if not 0 <= row < len(self):
@@ -77,9 +69,59 @@ class EncodedPictures(Sequence[Image.Image]):
         record: Mapping[str, Any] = {"path": encoded, "bytes": None} if isinstance(encoded, str) else encoded or {}
         path, content = record.get("path") or "", record.get("bytes")
         if not path and not content:
-            raise UnreadableRowError(f"{self._where}: row {row} has no picture: fill or drop such rows", "it has no picture")
+            raise _no_picture(self._where, row)
         return path, content
 
     def _no_such_file(self, row: int, path: str) -> DataError:
         reason = f"no such file {self._folder / path}"
         return UnreadableRowError(f"{self._where}: row {row}: {reason}", reason)
+
+
+class OpenedPictures(Sequence[Image.Image]):
+    """Pictures that a factory has opened; Pillow decodes one when it is first looked at."""
+
+    def __init__(self, opened: Sequence[Any], where: str) -> None:
+        """Hold the pictures; None stands for one that is missing."""
+        self._opened = opened
+        self._where = where
+
+    def __len__(self) -> int:
+        return len(self._opened)
+
+    @overload
+    def __getitem__(self, row: int) -> Image.Image: ...
+    @overload
+    def __getitem__(self, row: slice) -> Sequence[Image.Image]: ...
+    def __getitem__(self, row: int | slice) -> Image.Image | Sequence[Image.Image]:
+        """Decode one picture.
+
+        Raises:
+            DataError: it is missing or damaged, or no picture; the message names its row.
+        """
+        if isinstance(row, slice):
+            return [self[index] for index in range(*row.indices(len(self)))]
+        picture = self._opened[row]
+        if picture is None:
+            raise _no_picture(self._where, row)
+        if not isinstance(picture, Image.Image):
+            found = type(picture).__name__
+            raise DataError(f"{self._where}: row {row} is of type {found}, expected a picture: give those only")
+        try:
+            picture.load()
+        except Exception as error:  # decoders of damaged pictures raise whatever they stumble over
+            reason = f"the picture cannot be read ({error})"
+            raise UnreadableRowError(f"{self._where}: row {row}: {reason}: replace the picture", reason) from error
+        return picture
+
+
+def fault(pictures: Sequence[Any], row: int) -> str | None:
+    """Say why a picture cannot be decoded; None where it can."""
+    try:
+        pictures[row]
+    except UnreadableRowError as error:
+        return error.reason
+    return None
+
+
+def _no_picture(where: str, row: int) -> UnreadableRowError:
+    return UnreadableRowError(f"{where}: row {row} has no picture: fill or drop such rows", "it has no picture")

@@ -15,6 +15,7 @@ from monograph.errors import ContractError, DataError, SourceError
 from monograph.models.contract import Contract, ImagePreprocessing, TensorSpec, TextPreprocessing
 from monograph.models.data.pixels import pixels_from_array, pixels_from_pictures, scaled_pixels
 from monograph.models.data.rows import Array
+from monograph.models.data.unreadable import UnreadableRowError
 
 Values = Array | Sequence[str] | Sequence[Image.Image]
 """One raw column: an array ``[n, …]``, strings, or pictures."""
@@ -76,7 +77,7 @@ def require_finite(array: Array, where: str) -> None:
     """Refuse NaN and infinity in a float array ``[n, …]``.
 
     Raises:
-        DataError: names the first row that holds one.
+        DataError: names the first row that holds one; as a row that cannot be read where that is NaN, which stands for no value.
     """
     if array.dtype.kind != "f":
         return
@@ -84,7 +85,8 @@ def require_finite(array: Array, where: str) -> None:
     if not finite.all():
         row = first_row(~finite)
         value = array[row][~finite[row]].flat[0] if array.ndim > 1 else array[row]
-        raise DataError(f"{where}: row {row} holds {value}, expected finite numbers: fill or drop such rows")
+        told = f"{where}: row {row} holds {value}, expected finite numbers: fill or drop such rows"
+        raise UnreadableRowError(told, f"it holds {value}") if np.isnan(value) else DataError(told)
 
 
 def _are_strings(values: Values) -> bool:

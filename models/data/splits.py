@@ -42,7 +42,7 @@ def split_once(rows: Rows, sizes: Mapping[str, float | int], seed: int, path: Pa
     known = {
         "version": _VERSION,
         "seed": seed,
-        "sizes": {name: float(size) if isinstance(size, float) else int(size) for name, size in sizes.items()},
+        "sizes": {name: int(size) if isinstance(size, int | np.integer) else float(size) for name, size in sizes.items()},
         "row_count": len(rows),
         "sha256": _sha256(digests),
     }

@@ -28,7 +28,7 @@ from monograph.models.data.hub import (
     read_saved,
     spool,
 )
-from monograph.models.data.pictures import EncodedPictures
+from monograph.models.data.pictures import EncodedPictures, OpenedPictures
 from monograph.models.data.preprocess import Values
 from monograph.models.data.rows import DIGESTS_KEY, Array, Rows
 from monograph.models.data.unreadable import UnreadableRowError
@@ -61,6 +61,8 @@ class Column:
     """For a column of class numbers: the names that its dataset states."""
     missing: Callable[[], Array] | None = None
     """Return which rows have no value, bool ``[n]``; None where every row has one."""
+    missing_said: str = "has no value"
+    """What a row without a value is said to have."""
 
 
 @dataclass(frozen=True)
@@ -187,11 +189,11 @@ def _class_names(names: Any, origin: str) -> tuple[str, ...]:
 
 
 def _column_of_values(values: Any, where: str) -> Column:
-    if isinstance(values, list | tuple) and values and isinstance(values[0], Image.Image):
+    if isinstance(values, list | tuple) and isinstance(next((one for one in values if one is not None), None), Image.Image):
         return Column(
             ColumnKind.IMAGE,
             len(values),
-            lambda start, stop: values[start:stop],
+            lambda start, stop: OpenedPictures(values[start:stop], where),
             lambda rows: _column_of_values([values[row] for row in rows], where),
         )
     try:
@@ -216,6 +218,8 @@ def _column_of_values(values: Any, where: str) -> Column:
         len(array),
         lambda start, stop: array[start:stop],
         lambda rows: _column_of_values(array[rows], where),
+        missing=(lambda: np.isnan(array).reshape(len(array), -1).any(axis=1)) if array.dtype.kind == "f" else None,
+        missing_said="holds nan",
     )
 
 
@@ -308,7 +312,7 @@ def _require_no_nulls(values: Any, where: str, start: int, per_row: int = 1) -> 
 
 
 def _missing(dataset: Any, name: str) -> Array:
-    """Return which rows have no value, or a list in which one is missing: bool ``[n]``."""
+    """Return which rows have no value, NaN, or a list in which one is missing: bool ``[n]``."""
     import pyarrow.compute
 
     values = _arrow_column(dataset, name, 0, len(dataset))
@@ -319,6 +323,7 @@ def _missing(dataset: Any, name: str) -> Array:
         null = values.is_null().to_numpy(zero_copy_only=False)
         missing[row_of[null]] = True
         if not hasattr(values, "value_lengths"):
+            missing[row_of[values.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)]] = True
             return missing
         values, row_of = values.drop_null(), row_of[~null]
         row_of = row_of[pyarrow.compute.list_parent_indices(values).to_numpy(zero_copy_only=False)]

@@ -1,4 +1,4 @@
-"""Rows that cannot be read: a picture that no decoder takes, or a column without a value."""
+"""Rows that cannot be read: a picture that no decoder takes, or a column without a value, for which NaN stands too."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class TrainingSettings:
     mixed_precision: str = "no"
     """``no``, ``fp16`` or ``bf16``, as accelerate takes it."""
     select: str = "loss"
-    """By what the best epoch is chosen on validation rows: ``loss``, the lowest, or ``top1``, the highest."""
+    """By what the best epoch is chosen on validation rows: ``loss``, the lowest, or ``top1``, the highest, of classes."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +221,8 @@ class _Loop:
             progress.epoch, progress.step_in_epoch, progress.losses = progress.epoch + 1, 0, []
             self._save()
             on_epoch(progress.epoch - 1, epoch)
+        # Without this the model would go on answering in mixed precision, as accelerate lets it while it is trained.
+        self.accelerator.unwrap_model(self.module, keep_fp32_wrapper=False)
         self.model.module.load_state_dict(progress.best_state)
         self.model.module.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload] # as above
         return Training(tuple(progress.epochs), progress.best_epoch)
@@ -288,7 +290,9 @@ class _Loop:
         if not past:
             return True
         best = self.progress.epochs[self.progress.best_epoch]
-        if self.settings.select == "top1" and epoch.validation_top1 != best.validation_top1:
+        # A model without classes has no top-1: it is chosen by its loss.
+        by_top1 = self.settings.select == "top1" and self.model.contract.kind.has_classes
+        if by_top1 and epoch.validation_top1 != best.validation_top1:
             return epoch.validation_top1 > best.validation_top1
         return epoch.validation_loss <= best.validation_loss
 

@@ -94,7 +94,7 @@ class TestLabels:
         for kind in (Kind.REGRESSION, Kind.SCORES, Kind.EMBEDDING):
             assert self.load(tmp_path, targets, table(kind=kind)).required_labels().tolist() == targets
             assert self.load(tmp_path, [0.5, 1.5], table(kind=kind)).required_labels().dtype == np.float64
-            with says("row 1 holds nan, expected finite"):
+            with says(r"1 of 2 rows cannot be read \(first: row 1: column 'y' holds nan\)"):
                 self.load(tmp_path, [[0.5, 1.0], [2.0, np.nan]], table(kind=kind))
 
     def test_targets_of_whole_numbers(self, tmp_path):

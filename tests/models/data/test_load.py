@@ -141,7 +141,10 @@ class TestNpz:
             ({"x": np.float32(1)}, "array 'x' holds a single value, expected numbers, text or pictures"),
             ({"a": np.zeros((3, 2)), "b": np.zeros((3, 2))}, r"and 2 columns could be it: name one; the columns are a, b"),
             ({"y": [0, 1]}, r"no column was named for input x: float32 \[b x 2\], and no column could be it: name one"),
-            ({"x": np.array([[0, 1], [np.nan, 1]])}, r"data\.npz: input 'x': row 1 holds nan, expected finite numbers"),
+            (
+                {"x": np.array([[0, 1], [np.nan, 1]])},
+                r"data\.npz: 1 of 2 rows cannot be read \(first: row 1: column 'x' holds nan\)",
+            ),
             ({"x": np.zeros((3, 5))}, r"input 'x' got \[n x 5\], expected x: float32 \[b x 2\]"),
             ({"x": np.zeros((2, 2)), "y": [0, 3]}, r"column 'y': row 1 has label 3, expected 0 to 2: correct or drop"),
             (

@@ -103,6 +103,13 @@ def test_a_share_of_one_is_not_a_count_of_one(tmp_path):
         split_once(rows(), {"train": 1}, 0, tmp_path / "splits.json")
 
 
+def test_a_share_in_single_precision_is_a_share(tmp_path):
+    half, tenth = ({"train": np.float32(share), "test": np.float32(1 - share)} for share in (0.5, 0.1))
+    assert [len(part) for part in split_once(rows(), half, 0, tmp_path / "splits.json").values()] == [10, 10]
+    with pytest.raises(DataError, match=r"sizes was \{'train': 0.5, 'test': 0.5\} and is \{'train': 0.1"):
+        split_once(rows(), tenth, 0, tmp_path / "splits.json")
+
+
 def _with(path: Path, change) -> None:
     record = json.loads(path.read_text())
     change(record)

@@ -1,3 +1,5 @@
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +116,94 @@ def test_arrays_of_paths(tmp_path):
     np.savez(tmp_path / "data.npz", x=[path, str(tmp_path / "b.png"), path], y=[0, 1, 2])
     rows = load_rows(str(tmp_path / "data.npz"), pictures(1, 3, 4), skip_unreadable=True)
     assert rows.required_labels().tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_nan_stands_for_no_value(tmp_path, suffix):
+    import pyarrow
+    import pyarrow.parquet
+
+    x, path = np.array([[0, 1], [np.nan, 3], [4, 5]]), tmp_path / f"data{suffix}"
+    if suffix == ".npz":
+        np.savez(path, x=x, y=[0, 1, 2])
+        reason = "column 'x' holds nan"
+    else:
+        pyarrow.parquet.write_table(pyarrow.table({"a": x[:, 0], "b": x[:, 1], "y": [0, 1, 2]}), path)
+        reason = "column 'a' has no value"
+    with says(rf"1 of 3 rows cannot be read \(first: row 1: {reason}\): mend or drop them, or pass --allow unreadable"):
+        load_rows(str(path), table())
+    rows = load_rows(str(path), table(), skip_unreadable=True)
+    assert rows.inputs["x"].tolist() == [[0, 1], [4, 5]]
+    assert rows.required_labels().tolist() == [0, 2]
+
+
+def test_nan_deep_within_a_list(tmp_path):
+    (tmp_path / "factory_of_lists.py").write_text(
+        "import datasets\n"
+        "def made(): return datasets.Dataset.from_dict({'x': [[1.0, 2.0], None, [3.0, float('nan')]], 'y': [0, 1, 2]})\n"
+    )
+    with importable(tmp_path, "factory_of_lists"):
+        rows = load_rows("py:factory_of_lists:made", table(), skip_unreadable=True)
+    assert rows.required_labels().tolist() == [0]
+    assert "2 of 3 rows cannot be read (first: row 1: " in rows.assumed[-1]
+
+
+def test_infinity_is_a_value_that_nothing_skips(tmp_path):
+    np.savez(tmp_path / "data.npz", x=[[np.nan, 0], [0, 1], [np.inf, 3]], y=[0, 1, 2])
+    with says(r"row 1 holds inf, expected finite numbers.*\(rows are counted without the 1 that cannot be read\)"):
+        load_rows(str(tmp_path / "data.npz"), table(), skip_unreadable=True)
+
+
+@contextmanager
+def importable(folder: Path, name: str):
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        sys.modules.pop(name, None)
+
+
+PICTURE_FACTORIES = """
+import io
+from pathlib import Path
+from PIL import Image
+
+sound = Image.effect_noise((40, 30), 50)
+file = io.BytesIO()
+sound.save(file, "PNG")
+def opened(size): return Image.open(io.BytesIO(file.getvalue()[:size]))
+def cut(): return {"x": [opened(None), opened(300), opened(None)], "y": [0, 1, 2]}
+def absent(): return {"x": [None, sound, sound], "y": [0, 1, 2]}
+def other(): return {"x": [sound, "a.png"], "y": [0, 1]}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "reason", "kept"),
+    [
+        ("cut", r"row 1: the picture cannot be read \(image file is truncated\)", [0, 2]),
+        ("absent", "row 0: it has no picture", [1, 2]),
+    ],
+)
+def test_pictures_that_a_factory_opened(tmp_path, name, reason, kept):
+    (tmp_path / "factory_of_pictures.py").write_text(PICTURE_FACTORIES)
+    with importable(tmp_path, "factory_of_pictures"):
+        with says(rf"1 of 3 rows cannot be read \(first: {reason}\): mend or drop them"):
+            load_rows(f"py:factory_of_pictures:{name}", pictures(1, 30, 40))
+        rows = load_rows(f"py:factory_of_pictures:{name}", pictures(1, 30, 40), skip_unreadable=True)
+    assert rows.required_labels().tolist() == kept
+    assert np.array_equal(rows.inputs["pixels"][0], rows.inputs["pixels"][1])
+    assert rows.inputs["pixels"].std() > 10
+
+
+def test_what_is_no_picture_among_pictures_is_refused(tmp_path):
+    (tmp_path / "factory_of_pictures.py").write_text(PICTURE_FACTORIES)
+    with (
+        importable(tmp_path, "factory_of_pictures"),
+        says("array 'x': row 1 is of type str, expected a picture: give those only"),
+    ):
+        load_rows("py:factory_of_pictures:other", pictures(1, 30, 40), skip_unreadable=True)
 
 
 def test_the_limit_counts_rows_as_they_stand(folder, tmp_path):

@@ -207,6 +207,15 @@ def test_numbers_are_fitted_by_squared_error():
     assert training.epochs[-1].validation_loss < 0.05
 
 
+def test_numbers_have_no_top1_to_be_chosen_by():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
+    contract = Contract(model().contract.inputs, (TensorSpec("value", "float32", ("batch", 1)),), Kind.REGRESSION)
+    given = rows()
+    targets = Rows(given.inputs, given.inputs["pixels"].reshape(100, -1)[:, 0].astype(np.float64))
+    training = train(TorchModel(module, contract, "numbers"), targets, targets, replace(SETTINGS, epochs=8, select="top1"))
+    assert training.best_epoch > 0
+
+
 def test_wrong_settings_are_one_line():
     for change, message in (
         ({"schedule": "linear"}, "unknown schedule 'linear': choose from one-cycle, cosine, constant"),
@@ -225,6 +234,14 @@ def test_a_training_may_take_another_precision_than_the_one_before():
     for precision in ("no", "bf16", "no"):
         _, training = trained(TrainingSettings(epochs=1, mixed_precision=precision))
         assert np.isfinite(training.epochs[0].train_loss)
+
+
+def test_a_model_that_learned_in_mixed_precision_answers_in_full():
+    one, other = model(), model(seed=1)
+    train(one, rows(), rows(60, seed=1), replace(SETTINGS, epochs=1, mixed_precision="bf16"))
+    other.module.load_state_dict(weights(one))
+    asked = rows(20, seed=2).inputs
+    np.testing.assert_array_equal(one(asked)["logits"], other(asked)["logits"])
 
 
 def test_convolutions_lie_in_memory_as_they_did():
