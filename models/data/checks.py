@@ -100,14 +100,18 @@ def duplicates_across(parts: Mapping[str, Rows]) -> Problem | None:
     return Problem(DUPLICATES, total, f"{origin}: {'; '.join(texts)}: {_MEND_DUPLICATES}")
 
 
-def without_duplicates(parts: Mapping[str, Rows]) -> tuple[dict[str, Rows], int]:
+def without_duplicates(parts: Mapping[str, Rows], digests: Mapping[str, Array] | None = None) -> tuple[dict[str, Rows], int]:
     """Return the parts without the rows that stand in a later one, training before validation before test, and their number.
+
+    Args:
+        parts: by name.
+        digests: uint64 ``[n]`` of each part, by which rows are known again; their files' own by default.
 
     Raises:
         DataError: a part is left without rows.
     """
     order = [name for name in _LEAST_TO_FIRST if name in parts] + [name for name in parts if name not in _LEAST_TO_FIRST]
-    digests = _digests(parts)
+    digests = digests or _digests(parts)
     kept, dropped = {}, 0
     for place, name in enumerate(order):
         later = [digests[other] for other in order[place + 1 :]]
@@ -122,9 +126,14 @@ def without_duplicates(parts: Mapping[str, Rows]) -> tuple[dict[str, Rows], int]
 def _digests(parts: Mapping[str, Rows]) -> dict[str, Array]:
     """Return the digests of each part's rows, of one sort: as their files have them only where that is known of all."""
     known = {name: rows.digests for name, rows in parts.items() if rows.digests is not None}
-    if len(known) == len(parts):
-        return known
-    return {name: row_digests(list(rows.inputs.values())) for name, rows in parts.items()}
+    return known if len(known) == len(parts) else prepared_digests(parts)
+
+
+def prepared_digests(parts: Mapping[str, Rows]) -> dict[str, Array]:
+    """Return the digests of each part's rows as a model takes them: two texts of the same tokens are one row to it."""
+    # Side by side, because digests of several columns leave out their order: user 3 with item 5 is not user 5 with item 3.
+    flat = {name: [array.reshape(len(rows), -1) for _, array in sorted(rows.inputs.items())] for name, rows in parts.items()}
+    return {name: row_digests(arrays if len(arrays) == 1 else [np.concatenate(arrays, axis=1)]) for name, arrays in flat.items()}
 
 
 def _first_places(digests: Array, wanted: Array) -> Array:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from monograph.models.contract import Contract
 from monograph.models.data.checks import Problem, settle
-from monograph.models.data.rows import Rows
+from monograph.models.data.digests import row_digests
+from monograph.models.data.rows import DIGESTS_KEY, Rows
 from monograph.models.data.splits import split_once
 from monograph.pipelines.adapt.task import Task, TaskKind, as_targets, reading_contract, task_of
 from monograph.pipelines.data import DataSpec, as_data_spec
@@ -58,8 +62,28 @@ def read_parts(
         read |= _drawn(read["train"], missing, folder, seed)
     shifted = read.pop("shifted", None)
     classes = chosen.width if chosen.kind is TaskKind.CLASSIFICATION else None
-    parts, problems = settle(read, classes, chosen.class_names, allow)
+    told_apart = {name: _told_apart(rows, contract) for name, rows in read.items()}
+    settled, problems = settle(told_apart, classes, chosen.class_names, allow)
+    parts = {name: _as_read(rows) for name, rows in settled.items()}
     return parts | ({} if shifted is None else {"shifted": shifted}), chosen, problems
+
+
+def _told_apart(rows: Rows, contract: Contract) -> Rows:
+    """Give rows of several inputs of numbers digests that know which number is whose; their own become an input.
+
+    In those of a file the order of columns does not matter, so that user 3 with item 5 is user 5 with item 3.
+    """
+    if rows.digests is None or len(contract.inputs) < 2 or any(spec.preprocessing is not None for spec in contract.inputs):
+        return rows
+    columns = [rows.inputs[spec.name].reshape(len(rows), -1).astype(np.float64) for spec in contract.inputs]
+    digests = row_digests([np.concatenate(columns, axis=1)])
+    return replace(rows, inputs={**rows.inputs, DIGESTS_KEY: rows.digests}, digests=digests)
+
+
+def _as_read(rows: Rows) -> Rows:
+    inputs = dict(rows.inputs)
+    digests = inputs.pop(DIGESTS_KEY, rows.digests)
+    return replace(rows, inputs=inputs, digests=digests)
 
 
 def _drawn(rows: Rows, missing: list[str], folder: Path, seed: int) -> dict[str, Rows]:

@@ -11,7 +11,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from monograph.pipelines.report.model import Contender, Role
 from monograph.pipelines.report.svg import ACCENT, INK, MUTED, NARROW
 
-ROLE_COLOURS: dict[Role, str] = {"fused": ACCENT, "student": ACCENT, "member": INK, "teacher": INK, "baseline": MUTED}
+ROLE_COLOURS: dict[Role, str] = {
+    "fused": ACCENT,
+    "student": ACCENT,
+    "adapted": ACCENT,
+    "member": INK,
+    "teacher": INK,
+    "baseline": MUTED,
+}
 WIDE_SPREAD = 4.0
 """A logarithmic axis is used where the largest value is at least this many times the smallest."""
 SHORTEST_MS = 1e-3

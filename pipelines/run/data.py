@@ -78,13 +78,16 @@ def split_rows(run: Run, contract: Contract, tokenizer_json: str | None) -> Path
     }
 
     def work(folder: Path) -> None:
-        from monograph.models.data.checks import without_duplicates
+        from monograph.models.data.checks import prepared_digests, without_duplicates
         from monograph.models.data.split import stratified_split
         from monograph.pipelines.data import DataSpec
 
         spec = DataSpec(data.source, data.columns, data.label_column)
         rows = spec.load(contract, tokenizer_json, needs_labels=True)
         parts, dropped = without_duplicates(stratified_split(rows, data.split, run.config.seed))
+        # Texts that differ in what the tokenizer leaves out are one row to the model.
+        parts, alike = without_duplicates(parts, prepared_digests(parts))
+        dropped += alike
         for part, part_rows in parts.items():
             part_rows.save(folder / f"{part}.npz")
         told = [f"{dropped} rows that stand in two parts were taken out of the training or validation rows"] if dropped else []

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from monograph.errors import ConfigError
+from monograph.errors import ConfigError, DataError
 from monograph.models.contract import Contract, Kind, TensorSpec
 from monograph.pipelines.cli.options import data_spec_of
 from monograph.pipelines.config import DataConfig
@@ -91,6 +91,11 @@ def test_what_is_not_understood_is_told_in_one_line(write, text, message):
     with pytest.raises(ConfigError, match=message) as caught:
         as_data_spec(write(text))
     assert "\n" not in str(caught.value)
+
+
+def test_an_empty_source_is_no_folder(write):
+    with pytest.raises(DataError, match="DATA is empty, expected a file"):
+        as_data_spec(write("source: ''\n")).load(CONTRACT, None)
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -20,7 +20,7 @@ from monograph.pipelines.adapt.network import FEATURES, head_model
 from monograph.pipelines.training import TrainingSettings
 
 _SETTINGS: dict[str, Any] = {"epochs": 30, "batch_size": 256, "learning_rate": 5e-3, "weight_decay": 1e-2}
-_SMALLEST_SPREAD = 1e-6
+_SMALLEST_SHARE = 1e-2
 
 
 def head_only(adaptation: Adaptation) -> Outcome:
@@ -65,10 +65,13 @@ def _own_settings(asked: TrainingSettings) -> TrainingSettings:
 
 
 def _spread(features: Array) -> tuple[Array, Array]:
-    """Return mean and standard deviation of each feature, float32 ``[d]``; one that never changes is left as it is."""
+    """Return mean and standard deviation of each feature, float32 ``[d]``, none below a share of what features come to.
+
+    What hardly changes would be scaled up with its error of rounding, and the exported model would not compute the same.
+    """
     mean, spread = features.mean(0, np.float64), features.std(0, dtype=np.float64)
-    spread[spread < _SMALLEST_SPREAD] = 1.0
-    return mean.astype(np.float32), spread.astype(np.float32)
+    least = _SMALLEST_SHARE * float(np.sqrt(np.square(features, dtype=np.float64).mean()))
+    return mean.astype(np.float32), np.maximum(spread, least or 1.0).astype(np.float32)
 
 
 @torch.no_grad()

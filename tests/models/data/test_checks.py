@@ -74,6 +74,15 @@ class TestDuplicates:
         one, other = rows([1, 2], digests=[10, 20]), rows([3, 2])
         assert "train row 1 is test row 1" in duplicates_across({"train": one, "test": other}).text
 
+    def test_equal_numbers_of_other_inputs_are_another_row(self):
+        def pairs(*given):
+            user, item = np.array(given).T
+            return Rows({"user": user, "item": item}, np.zeros(len(given)))
+
+        assert duplicates_across({"train": pairs((3, 5), (1, 2)), "test": pairs((5, 3))}) is None
+        both = {"train": pairs((3, 5), (1, 2)), "test": pairs((4, 4), (1, 2))}
+        assert "train row 1 is test row 1" in duplicates_across(both).text
+
     def test_labels_of_several_numbers(self):
         parts = {"train": rows([1, 2], [[0, 1], [1, 1]]), "test": rows([2, 1], [[1, 0], [0, 1]])}
         assert "too, 1 of them with another label" in duplicates_across(parts).text

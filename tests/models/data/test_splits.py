@@ -1,3 +1,4 @@
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +124,10 @@ def _with(path: Path, change) -> None:
         (lambda record: record["parts"]["train"]["rows"].__setitem__(0, -1), "names rows that there are not"),
         (lambda record: record["parts"]["train"]["rows"].__setitem__(0, record["parts"]["test"]["rows"][0]), "or one twice"),
         (lambda record: record["parts"].pop("test"), "or lacks a part"),
+        (
+            lambda record: record["parts"]["test"].update(rows=[], sha256=hashlib.sha256(b"").hexdigest()),
+            "names other test rows than were drawn",
+        ),
         (lambda record: record["parts"]["train"]["rows"].reverse(), "names other train rows than were drawn"),
         (lambda record: record["parts"]["train"]["rows"].__setitem__(0, 1.5), "is damaged"),
         (lambda record: record["parts"]["train"]["rows"].__setitem__(0, 2**70), "is damaged"),

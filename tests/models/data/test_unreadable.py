@@ -152,6 +152,9 @@ def test_infinity_is_a_value_that_nothing_skips(tmp_path):
     np.savez(tmp_path / "data.npz", x=[[np.nan, 0], [0, 1], [np.inf, 3]], y=[0, 1, 2])
     with says(r"row 1 holds inf, expected finite numbers.*\(rows are counted without the 1 that cannot be read\)"):
         load_rows(str(tmp_path / "data.npz"), table(), skip_unreadable=True)
+    np.savez(tmp_path / "data.npz", x=[[np.inf, 3], [np.nan, 0]], y=[0, 1])
+    with says("row 0 holds inf, expected finite numbers: fill or drop such rows"):
+        load_rows(str(tmp_path / "data.npz"), table())
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def bert_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     names = {0: "negative", 1: "neutral", 2: "positive"}
     config = AutoConfig.for_model(
-        "bert", vocab_size=len(WORDS), max_position_embeddings=32, pad_token_id=0, id2label=names, **sizes
+        "bert", vocab_size=len(WORDS), max_position_embeddings=32, pad_token_id=0, initializer_range=0.3, id2label=names, **sizes
     )
     folder = tmp_path_factory.mktemp("models") / "bert"
     torch.manual_seed(0)

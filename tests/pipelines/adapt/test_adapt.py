@@ -79,13 +79,15 @@ def adapt(data: Path | DataSpec, out: Path, model: str = CONV, **changes: Any):
     return adapt_model(model, str(data) if isinstance(data, Path) else data, out, **known | changes)
 
 
-class TestClassification:
-    @pytest.fixture(scope="class")
-    def out(self, digit_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        folder = tmp_path_factory.mktemp("run") / "out"
-        adapt(digit_file, folder, settings={"epochs": 30}, on=("cpu",))
-        return folder
+@pytest.fixture(scope="module")
+def out(digit_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the network was adapted to digits by its head."""
+    folder = tmp_path_factory.mktemp("run") / "out"
+    adapt(digit_file, folder, settings={"epochs": 12, "learning_rate": 0.02}, on=("cpu",))
+    return folder
 
+
+class TestClassification:
     def test_what_is_written(self, out: Path):
         assert sorted(path.name for path in out.iterdir()) == [
             "adaptation.json",
@@ -104,6 +106,9 @@ class TestClassification:
         assert record["gain"]["low"] <= record["gain"]["estimate"] <= record["gain"]["high"]
         assert record["beats_baselines"] == (record["gain"]["low"] > 0)
         assert record["measurements"]
+        page = (out / "report.html").read_text(encoding="utf-8")
+        assert "Median latency" in page
+        assert "each class" in page
 
     def test_the_contract_and_the_weights(self, out: Path, digit_file: Path):
         contract = read_onnx(out / "adapted.onnx").contract
@@ -116,7 +121,7 @@ class TestClassification:
         last = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)][-1]
         module.load_state_dict(own | {f"{last}.{part}": weights[f"head.{part}"] for part in ("weight", "bias")})
         with torch.inference_mode():
-            np.testing.assert_allclose(given, module(torch.from_numpy(rows.inputs["image"])).numpy(), atol=1e-4)
+            np.testing.assert_allclose(given, module(torch.from_numpy(rows.inputs["pixels"])).numpy(), atol=1e-4)
 
     def test_the_temperature_does_not_harm(self, out: Path, digit_file: Path):
         record, splits = (json.loads((out / name).read_text()) for name in ("adaptation.json", "splits.json"))
@@ -180,6 +185,8 @@ def test_clicks(tmp_path: Path):
         adapt(tmp_path / "d.npz", tmp_path / "out", TOWERS, arguments=arguments, task="click")
     assert not (tmp_path / "out").exists()
     adapted = adapt(tmp_path / "d.npz", tmp_path / "out", TOWERS, arguments=arguments, task="click", method="full")
+    swapped = {tuple(pair) for pair in pairs.tolist()} & {(right, left) for left, right in pairs.tolist()}
+    assert len(swapped) > 10, "3 with 5 is not 5 with 3, and no duplicate of it"
     assert {one.name for one in adapted.baselines} == {"shares of the labels", "mean by left", "mean by right"}
     assert "keeps its head" in adapted.notes[-1]
     assert adapted.best_baseline == "mean by right"
@@ -193,12 +200,12 @@ def test_clicks(tmp_path: Path):
 class TestOnnxTrunk:
     def test_a_new_head_over_an_inner_tensor(self, onnx_trunk: tuple[Path, str], digit_file: Path, tmp_path: Path):
         path, tensor = onnx_trunk
-        adapted = adapt(digit_file, tmp_path / "out", str(path), features=tensor, settings={"epochs": 30})
+        adapted = adapt(digit_file, tmp_path / "out", str(path), features=tensor, settings={"epochs": 8, "learning_rate": 0.02})
         assert adapted.weights is None
         assert read_onnx(adapted.onnx).contract.class_names == tuple("0123456789")
         accuracy = adapted.model.accuracy
         assert accuracy is not None
-        assert accuracy.top1.estimate > 0.4
+        assert accuracy.top1.estimate > 0.25
         assert len(adapted.baselines) == 3
 
     def test_its_output_is_no_embedding(self, onnx_trunk: tuple[Path, str], digit_file: Path, tmp_path: Path):

@@ -48,7 +48,8 @@ class TestHead:
         head, features = nn.Linear(5, 3), np.random.default_rng(0).normal(3, 2, (40, 5)).astype(np.float32)
         features[:, 4] = 7.0  # never changes
         mean, spread = _spread(features)
-        assert spread[4] == 1
+        assert spread[4] == pytest.approx(0.01 * np.sqrt((features**2).mean()), rel=1e-5)
+        assert _spread(np.zeros((3, 1), np.float32))[1] == 1
         inputs, plain = torch.from_numpy(features), copy.deepcopy(head)
         scaled = (inputs - torch.from_numpy(mean)) / torch.from_numpy(spread)
         _scale(head, torch.from_numpy(spread), torch.from_numpy(mean))
@@ -214,7 +215,7 @@ class TestBatchNorm:
     def test_statistics_and_the_head_alone_change(
         self, make_adaptation: MakeAdaptation, pretrained: TorchModel, odd_parts: Parts
     ):
-        darker = {name: replace(rows, inputs={"image": rows.inputs["image"] * 0.2}) for name, rows in odd_parts.items()}
+        darker = {name: replace(rows, inputs={"pixels": rows.inputs["pixels"] * 0.2}) for name, rows in odd_parts.items()}
         adaptation = make_adaptation(pretrained, darker)
         before = weights(adaptation)
         outcome = METHODS["batchnorm"].adapt(adaptation)
@@ -225,7 +226,7 @@ class TestBatchNorm:
         first = next(module for module in adaptation.network.modules() if isinstance(module, nn.BatchNorm2d))
         convolution = next(module for module in adaptation.network.modules() if isinstance(module, nn.Conv2d))
         with torch.inference_mode():
-            given = convolution(torch.from_numpy(darker["train"].inputs["image"]))
+            given = convolution(torch.from_numpy(darker["train"].inputs["pixels"]))
         torch.testing.assert_close(first.running_mean, given.mean((0, 2, 3)), atol=1e-4, rtol=1e-3)
 
     def test_a_network_without(self, make_adaptation: MakeAdaptation, bert: TorchModel, texts: Rows):
@@ -237,7 +238,7 @@ def test_wise_ft_is_the_best_mean_of_old_and_new(
     make_adaptation: MakeAdaptation, pretrained: TorchModel, odd_parts: Parts, monkeypatch: pytest.MonkeyPatch
 ):
     settings = ONE_EPOCH | {"learning_rate": 0.02}
-    shifted = replace(odd_parts["validation"], inputs={"image": odd_parts["validation"].inputs["image"][:, :, ::-1].copy()})
+    shifted = replace(odd_parts["validation"], inputs={"pixels": odd_parts["validation"].inputs["pixels"][:, :, ::-1].copy()})
     parts = odd_parts | {"shifted": shifted}
     old = make_adaptation(pretrained, odd_parts, name="old")
     fit_head(old)
@@ -271,6 +272,6 @@ def test_features_stand_beside_their_labels(make_adaptation: MakeAdaptation, pre
     rows = adaptation.features.of(odd_parts["train"])
     trunk = network_of(adaptation.model).trunk
     with torch.inference_mode():
-        expected = trunk(torch.from_numpy(odd_parts["train"].inputs["image"]))
+        expected = trunk(torch.from_numpy(odd_parts["train"].inputs["pixels"]))
     np.testing.assert_allclose(rows.inputs[FEATURES], expected.numpy(), atol=1e-5)
     assert adaptation.features.of(odd_parts["train"]) is rows
