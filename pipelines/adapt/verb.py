@@ -113,7 +113,7 @@ def adapt_model(
         allow: problems of the rows to mend and tell, not to refuse: ``missing-class``, ``duplicates``, ``unreadable``.
         resume: go on with the adaptation that was stopped in ``out``.
         on: targets to measure the adapted model on.
-        seed: of the parts, a fresh head, order and dropout.
+        seed: of the parts, fresh weights, order and dropout.
         on_progress: told how much of a step is done.
 
     Raises:
@@ -123,6 +123,7 @@ def adapt_model(
     """
     folder = Path(out)
     check_request(folder, method, options or {}, settings or {}, budget, on, resume=resume)
+    torch.manual_seed(seed)  # a factory may draw weights, and draws the same ones when the run goes on
     pretrained = load_pretrained(model, arguments, features)
     if augmentation is not None:
         check_augmentable(pretrained.contract, pretrained.name, augmentation.operations)
@@ -326,7 +327,7 @@ def _finish(
     plan.on_progress(1, 3, "comparison on test rows")
     given = _outputs(plan, model, rows["test"])
     own, others, best, gain, quality = compared(model.name, given, baselines, rows["test"], plan.task, model.contract)
-    notes = [*problems, *dict.fromkeys(note for part in rows.values() for note in part.assumed), *outcome.notes]
+    notes = [*problems, *_assumed(rows), *outcome.notes]
     if keeps_head:
         notes.append(f"{model.name} did this task before and keeps its head")
     plan.on_progress(2, 3, "latency")
@@ -353,6 +354,15 @@ def _finish(
     )
     _write(adapted, folder)
     return adapted
+
+
+def _assumed(rows: Mapping[str, Rows]) -> list[str]:
+    """Return what was guessed while rows were read, once where it is the same for several files."""
+    told: dict[str, str] = {}
+    for part in rows.values():
+        for note in part.assumed:
+            told.setdefault(note.removeprefix(part.origin), note)
+    return list(told.values())
 
 
 def _calibrate(plan: _Plan, model: TorchModel) -> float | None:

@@ -55,7 +55,7 @@ def _accuracy_row(one: Standing) -> tuple[str, ...]:
         f"{figures.value} {figures.bounds}",
         f"{100 * accuracy.macro_f1:.1f}",
         significant(accuracy.nll),
-        significant(100 * accuracy.ece, 2),
+        f"{100 * accuracy.ece:.2f}",
     )
 
 
