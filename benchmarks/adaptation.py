@@ -40,8 +40,8 @@ from monograph.runtime.session import open_session, usable_cores
 _PARTS = {"train": 12_000, "validation": 2_000, "test": 6_000}
 _MODEL = "py:monograph.models.examples:minilm"
 _SETTINGS: dict[str, dict[str, Any]] = {
-    "lp-ft": {"epochs": 2, "mixed_precision": "bf16"},
-    "lora": {"epochs": 2, "mixed_precision": "bf16"},
+    "lp-ft": {"epochs": 1, "mixed_precision": "bf16"},
+    "lora": {"epochs": 1, "mixed_precision": "bf16"},
 }
 _POINTS_BAR, _SECONDS_BAR = 25.0, 180.0
 

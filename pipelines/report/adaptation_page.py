@@ -63,7 +63,7 @@ def _headline(adapted: Adapted) -> str:
     else:
         name, score = next(iter(adapted.model.scorecard.scores.items()))
         reached = f"has {name} {score_text(score)}"
-    beaten = "more than" if adapted.beats_baselines else "which is not shown to be more than"
+    beaten = "better than" if adapted.beats_baselines else "not shown to be better than"
     return f"{adapted.model.name} {reached}, {beaten} {adapted.best_baseline}."
 
 
