@@ -21,6 +21,7 @@ from monograph.pipelines.cli.bundle import bundle
 from monograph.pipelines.cli.distill import distill
 from monograph.pipelines.cli.fusion import fuse
 from monograph.pipelines.cli.gate import gate
+from monograph.pipelines.cli.interop import interop
 from monograph.pipelines.cli.lower import lower
 from monograph.pipelines.cli.options import (
     DATA,
@@ -175,6 +176,7 @@ app.command()(verify)
 app.command()(lower)
 app.command()(distill)
 app.command()(adapt)
+app.command()(interop)
 app.command()(gate)
 app.command()(bundle)
 

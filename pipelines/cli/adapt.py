@@ -25,9 +25,7 @@ from monograph.pipelines.progress import Progress
 def adapt(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{SOURCE}. An ONNX file keeps its trunk and gets a new head.")],
     data: Annotated[str, typer.Option(help=f"Rows with labels. {DATA}.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="The folder to write: adapted.onnx, weights, record, report.")
-    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The folder to write: adapted.onnx, weights, record, report.")],
     method: Annotated[
         str,
         typer.Option(

@@ -1,0 +1,162 @@
+"""The figures of an interoperability study: heatmaps of pairs and of layers, and accuracy over multiply-accumulates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from matplotlib.patches import Rectangle
+
+from monograph.pipelines.report.formats import count_text, shortened
+from monograph.pipelines.report.merit import TOP1, Merit, top1_of
+from monograph.pipelines.report.svg import ACCENT, INK, MUTED, NARROW, Margins, add_axes, drawing, new_figure, to_svg
+from monograph.pipelines.report.trade_plot import Point
+from monograph.runtime.results import Interval
+from monograph.runtime.statistics import proportion_interval
+
+if TYPE_CHECKING:
+    from monograph.pipelines.interop import Interop
+    from monograph.pipelines.interop.result import Fusion
+
+_MILLION = 1e6
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Values to be drawn as a heatmap; None leaves a cell empty."""
+
+    title: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+    low: float
+    """Of the scale, drawn without colour."""
+    high: float
+    """In full colour."""
+    pattern: str = "{:.2f}"
+    note: str = ""
+
+
+def heatmap_svg(matrix: Matrix, *, key: str, width: int) -> str:
+    """Draw ``matrix``, its first row at the top, each value written in its cell."""
+    is_narrow = width < NARROW
+    cell = 34 if is_narrow else 40
+    names = [shortened(name, 14 if is_narrow else 24) for name in matrix.rows]
+    left = 12 + 7 * max(map(len, names))
+    with drawing(key):
+        figure = new_figure(width, 46 + cell * len(matrix.rows))
+        axes = add_axes(figure, Margins(left, 14, 34, 8))
+        axes.set_xlim(0, len(matrix.columns))
+        axes.set_ylim(len(matrix.rows), 0)
+        tooltips = {}
+        for row, values in enumerate(matrix.values):
+            for column, value in enumerate(values):
+                if value is None:
+                    continue
+                share = (value - matrix.low) / ((matrix.high - matrix.low) or 1.0)
+                gid = f"cell-{row}-{column}"
+                alpha = 0.06 + 0.6 * min(max(share, 0.0), 1.0)
+                axes.add_patch(
+                    Rectangle((column + 0.02, row + 0.03), 0.96, 0.94, facecolor=ACCENT, alpha=alpha, linewidth=0, gid=gid)
+                )
+                tooltips[gid] = f"{matrix.rows[row]}, {matrix.columns[column]}: {matrix.pattern.format(value)}"
+                axes.text(column + 0.5, row + 0.5, matrix.pattern.format(value), ha="center", va="center_baseline", color=INK)
+        axes.xaxis.tick_top()
+        fits = max(4, int((width - left) / len(matrix.columns) / 7.5))
+        axes.set_xticks([index + 0.5 for index in range(len(matrix.columns))], [shortened(one, fits) for one in matrix.columns])
+        axes.set_yticks([index + 0.5 for index in range(len(names))], names)
+        axes.tick_params(length=0, labelcolor=MUTED)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        description = f"{matrix.title}: {', '.join(tooltips.values())}"
+        return to_svg(figure, key=key, description=description, tooltips=tooltips)
+
+
+def pair_matrices(study: Interop) -> Iterator[Matrix]:
+    """Yield the heatmaps of pairs: gain first, then what explains it."""
+    pairs = {frozenset(one.members): one for one in study.fusions if len(one.members) == 2 and not one.reason}
+    if not pairs:
+        return
+
+    def of(title: str, value: Callable[[Fusion], float | None], pattern: str, note: str, *, ends: tuple[float, float]) -> Matrix:
+        names = tuple(dict.fromkeys(name for one in pairs.values() for name in one.members))
+        cells = tuple(
+            tuple(value(pairs[frozenset((row, column))]) if frozenset((row, column)) in pairs else None for column in names)
+            for row in names
+        )
+        return Matrix(title, names, names, cells, *ends, pattern, note)
+
+    largest = max(1.0, *(one.gain.amount for one in pairs.values() if one.gain is not None))
+    note = "points of top-1 over the better member, held out"
+    yield of("Gain of fusing", lambda one: one.gain.amount if one.gain else None, "{:+.2f}", note, ends=(0.0, largest))
+    for name, scale, ends, told in (
+        ("disagreement", 100, (0.0, 50.0), "percent of rows that exactly one gets right: what a fusion can live on"),
+        ("double fault", 100, (0.0, 50.0), "percent of rows that both get wrong: what no choice between them mends"),
+        ("error consistency", 1, (0.0, 1.0), "κ: 1 where both err on the same rows, 0 where independently"),
+    ):
+        yield of(
+            name[0].upper() + name[1:],
+            lambda one, name=name, scale=scale: _statistic(one, name, scale),  # type: ignore[misc]
+            "{:.1f}" if scale == 100 else "{:.2f}",
+            told,
+            ends=ends,
+        )
+
+
+def layer_matrices(study: Interop) -> Iterator[Matrix]:
+    """Yield the CKA of the layers of each pair."""
+    for one in study.likenesses:
+        if one.cka:
+            note = f"layers of {one.first} down, of {one.second} across; 1 is alike up to a rotation and a scale"
+            yield Matrix(f"{one.first} and {one.second}", one.first_layers, one.second_layers, one.cka, 0.0, 1.0, "{:.2f}", note)
+
+
+def lesson_matrix(study: Interop) -> Matrix | None:
+    """Return what students keep of teachers, or how often two models agree where nothing was trained."""
+    told = {(one.teacher, one.student): one for one in study.lessons if not one.reason}
+    if not told:
+        return None
+    teachers, students = (tuple(dict.fromkeys(pair[end] for pair in told)) for end in (0, 1))
+    values = {pair: one.agreement if study.quick else one.retention for pair, one in told.items()}
+    cells = tuple(
+        tuple(None if (value := values.get((row, column))) is None else 100 * value for column in students) for row in teachers
+    )
+    what = (
+        "percent of rows to which both give one class: an estimate"
+        if study.quick
+        else "percent of the teacher's top-1 that is kept"
+    )
+    return Matrix(
+        "Teacher and student", teachers, students, cells, 0.0, 100.0, "{:.1f}", f"teachers down, students across; {what}"
+    )
+
+
+def trade_points(study: Interop) -> list[Point]:
+    """Return all that was scored and counted: models, fusions, cascades."""
+    points = [
+        Point(one.name, "member", *_cost(one.macs), top1_of(one.accuracy))
+        for one in study.subjects
+        if one.macs and one.accuracy is not None
+    ]
+    points += [
+        Point(" + ".join(one.members), "fused", *_cost(one.macs), top1_of(one.accuracy))
+        for one in study.fusions
+        if one.macs and one.accuracy is not None
+    ]
+    for each in study.cascades:
+        if each.macs and each.top1 is not None:
+            interval = proportion_interval(round(each.top1 * study.row_count), study.row_count)
+            merit = Merit(TOP1, interval, study.row_count)
+            points.append(Point(f"{each.cheap} → {each.dear}", "baseline", *_cost(each.macs), merit))
+    return points
+
+
+def _cost(macs: float) -> tuple[Interval, str]:
+    millions = macs / _MILLION
+    return Interval(millions, millions, millions), f"{count_text(macs)} MACs"
+
+
+def _statistic(one: Fusion, name: str, scale: float) -> float | None:
+    estimate = one.diversity.scores[name].estimate if one.diversity is not None else None
+    return None if estimate is None else scale * estimate
