@@ -137,11 +137,14 @@ def _transfers(transfers: Sequence[Transfer], subjects: Mapping[str, Subject], d
     own = subjects[best.model].accuracy
     beats = own is not None and best.probe.low is not None and best.probe.low > own.top1.estimate
     bounds = "" if best.probe.low is None or best.probe.high is None else f" [{best.probe.low:.1%}, {best.probe.high:.1%}]"
+    source = subjects[best.model].source
+    # Of an ONNX file the head's input has to be named; of any other model the verb finds it.
+    named = ("--features", best.layer) if source.endswith(".onnx") and best.layer else ()
     yield Advice(
         f"adapt {best.model} first: a probe on its frozen features reaches {best.probe.estimate:.1%}{bounds}",
         ("its own head reaches " + f"{own.top1.estimate:.1%}; " if own else "")
         + ("so a new head helps" if beats else "a new head is not shown to help"),
-        _command("adapt", subjects[best.model].source, "--data", data, "-o", "adapted"),
+        _command("adapt", source, "--data", data, "-o", "adapted", *named),
         is_shown=beats,
     )
 
