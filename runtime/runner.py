@@ -124,7 +124,7 @@ def run_all_rows(
         indices = np.arange(start, start + size)
         real_count = int((indices < len(rows)).sum())
         batch = rows.take(indices % len(rows) if fixed else indices[:real_count])
-        outputs.append(runner(batch.inputs)[contract.output.name][:real_count])
+        outputs.append(runner(_taken(batch, contract))[contract.output.name][:real_count])
         start += size
     return np.concatenate(outputs)
 
@@ -149,7 +149,13 @@ def timing_inputs(contract: Contract, rows: Rows | None, batch_size: int) -> dic
     """Return the first rows there are, repeated where they are too few, or random ones."""
     if rows is None:
         return random_inputs(contract, batch_size, np.random.default_rng(0), _TIMING_SEQUENCE_LENGTH)
-    return dict(rows.take(np.arange(batch_size) % len(rows)).inputs)
+    return _taken(rows.take(np.arange(batch_size) % len(rows)), contract)
+
+
+def _taken(rows: Rows, contract: Contract) -> dict[str, Array]:
+    """Return the inputs that a model takes, of rows that may be prepared for another one that takes more."""
+    names = {spec.name for spec in contract.inputs}
+    return {name: array for name, array in rows.inputs.items() if name in names}
 
 
 def peak_memory_bytes() -> int:

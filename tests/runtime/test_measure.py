@@ -1,6 +1,6 @@
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 
 from monograph.errors import MonographError, SourceError
-from monograph.models.contract import Contract, Kind
+from monograph.models.contract import Contract, Kind, TensorSpec
 from monograph.models.data.rows import Rows
 from monograph.runtime.environment import installed_versions
 from monograph.runtime.measure import Contender, Settings, measure, raw_timings
@@ -192,3 +192,14 @@ def test_an_input_may_have_any_name(
     rows = labelled_rows(weights)
     rows = Rows({input_name: rows.inputs["x"]}, rows.labels)
     assert measure(contender(classifier(input_name=input_name)), CPU, rows, quick).accuracy.row_count == 77
+
+
+def test_a_model_is_given_the_inputs_that_it_takes_and_no_others():
+    contract = Contract((TensorSpec("x", "float32", ("batch", 2)),), (TensorSpec("y", "float32", ("batch", 2)),), Kind.EMBEDDING)
+    rows = Rows({"x": np.ones((3, 2), np.float32), "token_type_ids": np.zeros((3, 2), np.int64)})
+
+    def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        assert set(inputs) == {"x"}
+        return {"y": inputs["x"]}
+
+    assert run_all_rows(run, contract, rows).shape == (3, 2)
