@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from matplotlib.patches import Rectangle
@@ -97,7 +98,7 @@ def pair_matrices(study: Interop) -> Iterator[Matrix]:
     ):
         yield of(
             name[0].upper() + name[1:],
-            lambda one, name=name, scale=scale: _statistic(one, name, scale),  # type: ignore[misc]
+            partial(_statistic, name=name, scale=scale),
             "{:.1f}" if scale == 100 else "{:.2f}",
             told,
             ends=ends,
