@@ -10,6 +10,7 @@ import numpy as np
 from monograph.models.data.rows import Array, Rows
 from monograph.models.torch_model import TorchModel
 from monograph.pipelines.adapt.task import Task, TaskKind
+from monograph.runtime.runner import run_all_rows
 
 _SMALLEST_PROBABILITY = 1e-7
 
@@ -47,4 +48,4 @@ def row_quality(outputs: Array, labels: Array, task: Task) -> Array:
 
 def outputs_of(model: TorchModel, rows: Rows) -> Array:
     """Return what ``model`` gives for each row, float32 ``[n, c]``."""
-    return np.concatenate([model(batch.inputs)[model.contract.output.name] for batch in rows.batches(256)])
+    return run_all_rows(model, model.contract, rows)
