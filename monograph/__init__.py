@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from monograph.pipelines.export import export_model
     from monograph.pipelines.fuse import fuse_models, plan_models
     from monograph.pipelines.gate import gate_model
+    from monograph.pipelines.interop import interop_models
     from monograph.pipelines.lower import lower_model
     from monograph.pipelines.measure import measure_models
     from monograph.pipelines.run import run_pipeline
@@ -35,6 +36,7 @@ _VERBS = {
     "fuse_models": "monograph.pipelines.fuse",
     "plan_models": "monograph.pipelines.fuse",
     "gate_model": "monograph.pipelines.gate",
+    "interop_models": "monograph.pipelines.interop",
     "lower_model": "monograph.pipelines.lower",
     "measure_models": "monograph.pipelines.measure",
     "run_pipeline": "monograph.pipelines.run",
@@ -52,6 +54,7 @@ __all__ = [
     "export_model",
     "fuse_models",
     "gate_model",
+    "interop_models",
     "lower_model",
     "measure_models",
     "plan_cascade_models",

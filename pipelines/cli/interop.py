@@ -48,14 +48,20 @@ def interop(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="For the factories of all `py:` sources; the value is JSON or text."),
     ] = None,
-    on: Annotated[str, typer.Option(help="Target that single models are timed on; empty for none.")] = "cpu",
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="Of scores: rows of one value are ranked against each other, such as a user's films."
+        ),
+    ] = None,
+    on: Annotated[str, typer.Option(help="Target that models and fusions are timed on; empty for none.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of halves, resamples and students.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Tell how well models help one another, by fusion, distillation and adaptation, with advice and the command for it."""
     from rich.console import Console
 
-    from monograph.pipelines.interop import evaluate_interop
+    from monograph.pipelines.interop import interop_models
     from monograph.pipelines.interop.result import REPORT_FILE
     from monograph.pipelines.report.interop_tables import interop_tables
 
@@ -65,7 +71,7 @@ def interop(
     arguments = {key: json_or_text(value) for key, value in map(key_value, argument or ())}
     progress = Progress()
     with progress.stage(f"interop to {output}"):
-        study = evaluate_interop(
+        study = interop_models(
             models or [],
             rows,
             output,
@@ -74,6 +80,7 @@ def interop(
             student=student,
             layers={name: tensors.split(",") for name, tensors in map(key_value, layer or ())},
             arguments=dict.fromkeys(models or (), arguments) if arguments else None,
+            group=group,
             on=on or None,
             seed=seed,
             on_progress=progress.update,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from monograph.errors import ConfigError, DataError, FusionError, InputError
+from monograph.errors import ConfigError, DataError, FusionError
 from monograph.export.fusion.align import MISSING, align_classes, class_leader, missing_value
 from monograph.export.fusion.cost import estimate_cost
 from monograph.export.fusion.fit_forms import Validation
@@ -16,14 +16,15 @@ from monograph.export.fusion.fuse import in_fused_order
 from monograph.export.fusion.macs import count_macs
 from monograph.export.fusion.naming import member_names
 from monograph.export.fusion.plan import plan_fusion
-from monograph.models.data.rows import Array, Rows
+from monograph.models.contract import Contract, Kind
+from monograph.models.data.rows import Array
+from monograph.models.data.stream import RowStream
 from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.models.sources import Scheme, parse_source
-from monograph.pipelines.data import DataSpec
 from monograph.pipelines.export import export_model
 from monograph.pipelines.interop.result import Contact
 from monograph.pipelines.interop.taps import Answers
-from monograph.runtime.metrics import as_probabilities
+from monograph.pipelines.interop.yardstick import is_yes_or_no
 
 FEWEST_ROWS = 30
 """Of fewer shared rows nothing is told."""
@@ -41,13 +42,22 @@ class Model:
     """None before it has run, and of one that cannot run on the rows."""
     reason: str = ""
     labels: Array = field(default_factory=lambda: np.zeros(0, np.int64))
-    """In its own numbering, ``int64 [n]``."""
+    """Classes in its own numbering and yes or no, ``int64 [n]``; else numbers, ``float64 [n]`` or ``[n, k]``."""
+    seen_count: int = 0
+    """Of the rows that it says it was fitted, calibrated or chosen on."""
+    arguments: Mapping[str, object] = field(default_factory=dict)
+    """Of the factory of a ``py:`` source."""
 
     @property
-    def probabilities(self) -> Array:
-        """Its probabilities, its classes in its own order: float64 ``[n, c]``."""
+    def kind(self) -> Kind:
+        """What its output means."""
+        return self.file.contract.kind
+
+    @property
+    def output(self) -> Array:
+        """Its output for every row, ``[n, …]``, its classes in its own order; mapped from disk."""
         assert self.answers is not None
-        return as_probabilities(np.asarray(self.answers.output), self.file.contract.kind)
+        return self.answers.output
 
 
 def load_models(sources: Sequence[str], folder: Path, arguments: Mapping[str, Mapping[str, object]]) -> list[Model]:
@@ -75,7 +85,10 @@ def load_models(sources: Sequence[str], folder: Path, arguments: Mapping[str, Ma
             export_model(source, path, arguments=arguments.get(source))
         files.append(read_onnx(path))
     names = member_names([file.path for file in files])
-    return [Model(name, source, file, count_macs(file.path)) for name, source, file in zip(names, sources, files, strict=True)]
+    return [
+        Model(name, source, file, count_macs(file.path), arguments=arguments.get(source, {}))
+        for name, source, file in zip(names, sources, files, strict=True)
+    ]
 
 
 def check_contract(first: Model, second: Model) -> Contact:
@@ -110,31 +123,36 @@ def largest_group(models: Sequence[Model], contacts: Sequence[Contact]) -> list[
     return [model for model in models if model in group]
 
 
-def read_rows(model: Model, spec: DataSpec, leader: OnnxFile) -> Rows:
-    """Return the labelled rows as ``model`` takes them; one that lacks classes reads labels as ``leader`` numbers them.
-
-    Raises:
-        InputError: the data cannot be used by this model.
-    """
+def reading_contract(model: Model, leader: OnnxFile) -> Contract:
+    """Return the contract by which ``model`` reads labelled rows; one that lacks classes numbers labels as ``leader`` does."""
     contract, every = model.file.contract, set(leader.contract.class_names or ())
     if set(contract.class_names or every) < every:
-        contract = replace(contract, class_names=leader.contract.class_names, outputs=leader.contract.outputs)
-    return spec.load(contract, model.file.tokenizer_json, needs_labels=True)
+        return replace(contract, class_names=leader.contract.class_names, outputs=leader.contract.outputs)
+    return contract
 
 
-def check_rows(rows: Rows) -> None:
-    """Refuse rows of which nothing can be told.
+def checked_labels(stream: RowStream, kind: Kind) -> Array:
+    """Return the labels in memory: classes and yes or no ``int64 [n]``, else ``float64 [n]`` or ``[n, k]``.
 
     Raises:
-        DataError: they are fewer than 30, or of one class, or their labels are no classes.
+        DataError: there are none, rows are fewer than 30 or of one class, or the labels are not what ``kind`` asks for.
     """
-    labels = rows.required_labels()
+    origin = stream.table.origin
+    if stream.labels is None:
+        raise DataError(f"{origin}: no labels, and this needs them: add an array `y` or name the label column")
+    labels = np.array(stream.labels)
     if len(labels) < FEWEST_ROWS:
-        raise DataError(f"{rows.origin} has {len(labels)} labelled rows, not enough evidence: give {FEWEST_ROWS} or more")
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise DataError(f"{rows.origin}: labels are {labels.dtype} {list(labels.shape)}, expected are class numbers [n]")
+        raise DataError(f"{origin} has {len(labels)} labelled rows, not enough evidence: give {FEWEST_ROWS} or more")
+    if kind.has_classes and (labels.ndim != 1 or labels.dtype.kind not in "iu"):
+        raise DataError(f"{origin}: labels are {labels.dtype} {list(labels.shape)}, expected are class numbers [n]")
+    if labels.dtype.kind not in "biuf" or not np.isfinite(labels).all():
+        raise DataError(f"{origin}: labels are not all finite numbers: correct or drop such rows")
     if len(np.unique(labels)) < 2:
-        raise DataError(f"{rows.origin}: all rows have one class, not enough evidence: give rows of two or more")
+        what = "class" if kind.has_classes else "label"
+        raise DataError(f"{origin}: all rows have one {what}, not enough evidence: give rows of two or more")
+    if kind.has_classes or (kind is Kind.SCORES and is_yes_or_no(labels)):
+        return np.asarray(labels.reshape(len(labels)), np.int64)
+    return np.asarray(labels, np.float64)
 
 
 def validation_of(models: Sequence[Model], rows_sha256: str) -> Validation:
@@ -149,13 +167,19 @@ def validation_of(models: Sequence[Model], rows_sha256: str) -> Validation:
     leader = models[class_leader(contracts) or 0]
     outputs = []
     for model, own in zip(models, positions, strict=True):
-        assert model.answers is not None
-        output = in_fused_order(np.asarray(model.answers.output), own, model.name, missing_value(model.file.contract.kind))
+        output = in_fused_order(np.asarray(model.output), own, model.name, missing_value(model.kind))
         outputs.append(output.astype(np.float64))
         if not _same_labels(model, leader, own):
             raise DataError(f"{model.name} and {leader.name} read different labels from the same rows: check the class names")
+    if len({output.shape for output in outputs}) > 1:
+        raise FusionError(f"{', '.join(names)} give arrays of different shapes: only outputs of one shape can be fused")
+    labels = leader.labels
+    if not leader.kind.has_classes:
+        if labels.size != outputs[0].size:
+            raise DataError(f"labels have the shape {list(labels.shape)} and outputs {list(outputs[0].shape)}: give one a number")
+        labels = labels.reshape(outputs[0].shape).astype(np.float64)
     kinds = tuple(contract.kind for contract in contracts)
-    return Validation(tuple(names), kinds, tuple(outputs), leader.labels.astype(np.int64), rows_sha256)
+    return Validation(tuple(names), kinds, tuple(outputs), labels, rows_sha256)
 
 
 def _same_labels(model: Model, leader: Model, positions: Sequence[int] | None) -> bool:
@@ -166,13 +190,14 @@ def _same_labels(model: Model, leader: Model, positions: Sequence[int] | None) -
     return bool((np.asarray(positions)[leader.labels] == model.labels).all())
 
 
-def fails_on(model: Model, error: InputError) -> Model:
+def fails_on(model: Model, error: Exception) -> Model:
     """Return the model with the reason why it did not run."""
     return replace(model, reason=" ".join(str(error).split()))
 
 
-def stratified_halves(labels: Array, seed: int) -> tuple[Array, Array]:
-    """Draw two halves of the rows; each has the classes in the proportion in which all rows have them."""
+def halves(labels: Array, seed: int) -> tuple[Array, Array]:
+    """Draw two halves of the rows; of classes, and of one number a row, each has them as all rows have them."""
     order = np.random.default_rng(seed).permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
+    if labels.size == len(labels):
+        order = order[np.argsort(labels.reshape(len(labels))[order], kind="stable")]
     return np.sort(order[::2]), np.sort(order[1::2])

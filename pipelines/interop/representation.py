@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from monograph.errors import DataError
-from monograph.pipelines.interop.members import Model, stratified_halves
+from monograph.models.data.rows import Array
+from monograph.pipelines.interop.members import Model, halves
 from monograph.pipelines.interop.result import Likeness, Stitch
 from monograph.runtime.metrics.similarity import FEWEST_ROWS, MinibatchCka
 from monograph.runtime.metrics.stitching import stitch_score
@@ -55,12 +56,20 @@ def stitch(first: Model, second: Model, seed: int) -> Stitch:
     rows = np.sort(np.random.default_rng(seed).permutation(len(labels))[:_MOST_STITCHED_ROWS])
     x, y, classes = np.asarray(source[rows], np.float64), np.asarray(wanted[rows], np.float64), labels[rows]
     is_held_out = np.zeros(len(rows), bool)
-    is_held_out[stratified_halves(classes, seed)[1]] = True
+    is_held_out[halves(classes, seed)[1]] = True
     ridge = _RIDGE * float(((x - x.mean(axis=0)) ** 2).sum()) / x.shape[1]
     try:
-        score = stitch_score(x, y, is_held_out, ridge, classes, seed)
+        score = stitch_score(x, y, is_held_out, ridge, _as_classes(classes), seed)
     except DataError as error:
         return Stitch(first.name, second.name, reason=str(error))
     if score.r2 is None:
         return Stitch(first.name, second.name, reason=f"the features of {second.name} do not vary on the rows")
     return Stitch(first.name, second.name, score.r2, score.noise_r2, score.class_noise_r2)
+
+
+def _as_classes(labels: Array) -> Array:
+    """Return classes as they are; of numbers, which quarter each belongs to."""
+    if labels.dtype.kind == "i":
+        return labels
+    column = labels.reshape(len(labels), -1)[:, 0]
+    return np.digitize(column, np.quantile(column, (0.25, 0.5, 0.75)))

@@ -8,10 +8,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from monograph.export.fusion.weights import Gain
+from monograph.runtime.metrics.ranking_gain import RankingGain
 from monograph.runtime.results import Accuracy, Score
 
 RESULT_FILE, REPORT_FILE = "interop.json", "report.html"
+TOP1, AUC, RMSE = "top-1", "AUC", "RMSE"
+"""What a study goes by: of classes, of a score for yes or no, of numbers."""
+R2 = "R²"
+
+
+@dataclass(frozen=True)
+class Change:
+    """How much better one is than another on the same rows, with its 95% interval."""
+
+    amount: float
+    """In points of top-1, in AUC, or by how much the RMSE is lower, in the unit of the labels."""
+    low: float
+    high: float
+    over: str
+    """The other's name."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +46,14 @@ class Subject:
     """Multiply-accumulates of a row; None where they cannot be counted."""
     parts: tuple[str, ...] = ()
     """Names of the inner tensors that were kept, in the order of the graph; the last feeds the head."""
+    score: Score | None = None
+    """By the metric of the study."""
     accuracy: Accuracy | None = None
+    """Where it gives probabilities: those of a score for yes or no are two."""
     latency_ms: float | None = None
     """The median of a row."""
+    seen_count: int = 0
+    """Of the rows that it says it was fitted, calibrated or chosen on: what it reaches on those proves nothing."""
     reason: str = ""
     """Why it was not run on the rows; empty where it was."""
 
@@ -73,16 +93,22 @@ class Fusion:
     form: str = ""
     weights: tuple[float, ...] = ()
     """Fitted on all rows, one a member."""
-    gain: Gain | None = None
+    gain: Change | None = None
+    """Over the best member."""
+    score: Score | None = None
+    """Held out: each row by weights that the other half gave. ``accuracy`` likewise."""
     accuracy: Accuracy | None = None
-    """Held out: each row by weights that the other half gave."""
+    ranking: RankingGain | None = None
+    """Where rows are ranked within groups: AUC and NDCG@10 beside every member."""
     ece_before: float | None = None
     """Of the better member."""
     ece_tempered: float | None = None
     """Of the fusion with a temperature a member, held out; None where no member gives logits."""
     macs: int | None = None
     latency_ms: float | None = None
-    """The sum of its members' medians: an estimate."""
+    """The median of a row, of the fused graph."""
+    error_correlation: Score | None = None
+    """Of two models of numbers: Pearson's, of their errors; what a mean of them can cancel is what is not in common."""
     diversity: Diversity | None = None
     reason: str = ""
     """Why there is no figure."""
@@ -96,11 +122,14 @@ class Cascade:
     dear: str
     hard_share: float | None = None
     """Of the rows, held out, that the dear one answers."""
-    top1: float | None = None
-    """A share, held out."""
-    dear_top1: float | None = None
+    score: Score | None = None
+    """Top-1, held out."""
+    change: Change | None = None
+    """Over the dear model alone."""
     macs: float | None = None
     """A row, on average."""
+    latency_ms: float | None = None
+    """A row, on average, by the medians of both: an estimate."""
     threshold_probability: float | None = None
     """Below it the cheap one is unsure; fitted on all rows."""
     reason: str = ""
@@ -113,7 +142,10 @@ class Soup:
     first: str
     second: str
     fits: bool
-    accuracy: Accuracy | None = None
+    score: Score | None = None
+    change: Change | None = None
+    """Over the better of the two, on the same rows."""
+    macs: int | None = None
     reason: str = ""
 
 
@@ -124,10 +156,12 @@ class Transfer:
     model: str
     layer: str = ""
     width: int | None = None
+    metric: str = TOP1
+    """Top-1 of classes and of yes or no, R² of numbers."""
     probe: Score | None = None
-    """Top-1 of logistic regression, a share."""
+    """Of logistic, or ridge, regression."""
     neighbours: Score | None = None
-    """Top-1 of k nearest neighbours."""
+    """Of k nearest neighbours."""
     few_shot: Mapping[int, float] | None = None
     """Mean top-1 of the probe by rows a class; a count that the rows do not have is left out."""
     leep: float | None = None
@@ -168,6 +202,7 @@ class Lesson:
     """What a student took of a teacher, or may take."""
 
     teacher: str
+    """A model, or several that are fused: ``A + C``."""
     student: str
     is_estimate: bool
     """True where nothing was trained: then only ``agreement`` and ``entropy`` are told."""
@@ -175,13 +210,14 @@ class Lesson:
     """Share of rows to which both give one class: of the taught student, held out, or of the two models as they are."""
     entropy: float | None = None
     """Mean entropy of the teacher's probabilities in nats: near 0 they teach no more than labels."""
-    top1: float | None = None
+    score: Score | None = None
+    """By the metric of the study, held out."""
     retention: float | None = None
-    """The student's top-1 as a share of the teacher's."""
-    control_top1: float | None = None
+    """The share of what the teacher can: of top-1 counted from 0, of AUC from 0.5, of RMSE from the spread of the labels."""
+    control: Score | None = None
     """Of the same student, trained on labels alone for as long."""
-    gain_points: tuple[float, float, float] | None = None
-    """Over the control, with its 95% interval."""
+    gain: Change | None = None
+    """Over that control."""
     student_macs: int | None = None
     epochs: int | None = None
     reason: str = ""
@@ -207,6 +243,10 @@ class Interop:
     monograph: str
     data: str
     row_count: int
+    metric: str
+    """By which all is told: ``top-1``, ``AUC`` or ``RMSE``."""
+    target: str | None
+    """On which latencies were measured; None for none."""
     class_names: tuple[str, ...] | None
     rows_sha256: str
     quick: bool

@@ -19,7 +19,8 @@ import onnx_ir as ir
 
 from monograph.errors import ConfigError, DataError
 from monograph.models.contract import Contract
-from monograph.models.data.rows import Array, Rows
+from monograph.models.data.rows import Array
+from monograph.models.data.stream import RowStream
 from monograph.models.onnx_file import OnnxFile, load_graph
 from monograph.runtime.runner import run_all_rows, scoring_batch_size
 from monograph.runtime.session import Session, open_session
@@ -48,7 +49,8 @@ class Answers:
 
 def ask(
     file: OnnxFile,
-    rows: Rows,
+    rows: RowStream,
+    rows_sha256: str,
     folder: Path,
     layers: Sequence[str] = (),
     on_rows: Callable[[int, int], None] = lambda done, total: None,
@@ -57,16 +59,17 @@ def ask(
 
     Args:
         file: the model.
-        rows: as its contract takes them.
+        rows: as its contract takes them; read a part at a time.
+        rows_sha256: of the rows.
         folder: where the arrays lie, by the digests of model and rows.
         layers: names of inner tensors; a few, evenly spaced and with the last before the head, by default.
         on_rows: told how many rows are done, and of how many.
 
     Raises:
         ConfigError: there is no such tensor, or it has not one row of floats a row.
-        DataError: the output is not ``[n, c]``, or not finite.
+        DataError: the output is not finite, or of a classifier not ``[n, c]``.
     """
-    told = f"{file.sha256} {Rows(rows.inputs).sha256()} {','.join(layers)}"
+    told = f"{file.sha256} {rows_sha256} {','.join(layers)}"
     place = folder / hashlib.sha256(told.encode()).hexdigest()[:24]
     index = place / "index.json"  # written last: it says that the arrays are whole
     if not index.exists():
@@ -79,18 +82,17 @@ def ask(
     names = json.loads(index.read_text(encoding="utf-8"))
     read = [np.load(place / f"{number}.npy", mmap_mode="r", allow_pickle=False) for number in range(len(names) + 1)]
     output = read[0]
-    if output.ndim != 2 or not np.isfinite(output).all():
+    if (file.contract.kind.has_classes and output.ndim != 2) or not np.isfinite(output).all():
         raise DataError(f"{file.path.name} gives an output of shape {list(output.shape)}, expected are finite numbers [n, c]")
     return Answers(output, dict(zip(names, read[1:], strict=True)))
 
 
 def _write(
-    session: Session, names: Sequence[str], contract: Contract, rows: Rows, place: Path, on_rows: Callable[[int, int], None]
+    session: Session, names: Sequence[str], contract: Contract, rows: RowStream, place: Path, on_rows: Callable[[int, int], None]
 ) -> None:
     """Write the arrays part by part, so that no more than a part of the rows is in memory."""
     step, arrays = max(scoring_batch_size(contract) * 8, 64), list[np.memmap[Any, Any]]()
-    for start in range(0, len(rows), step):
-        part = rows.take(slice(start, start + step))
+    for start, part in zip(range(0, rows.row_count, step), rows.parts(step), strict=True):
         kept: list[list[Array]] = [[] for _ in names]
 
         def run(inputs: Mapping[str, Array], kept: list[list[Array]] = kept) -> dict[str, Array]:
@@ -103,16 +105,16 @@ def _write(
         given = [output, *(np.concatenate(one)[: len(part)] for one in kept)]
         for number, array in enumerate(given):
             if start == 0:
-                shape = (len(rows), *array.shape[1:])
+                shape = (rows.row_count, *array.shape[1:])
                 arrays.append(np.lib.format.open_memmap(place / f"{number}.npy", "w+", np.float32, shape))
             arrays[number][start : start + step] = array
-        on_rows(min(start + step, len(rows)), len(rows))
+        on_rows(start + len(part), rows.row_count)
     for array in arrays:
         array.flush()
 
 
 @contextmanager
-def _tapped(file: OnnxFile, rows: Rows, layers: Sequence[str]) -> Iterator[tuple[Session, list[str]]]:
+def _tapped(file: OnnxFile, rows: RowStream, layers: Sequence[str]) -> Iterator[tuple[Session, list[str]]]:
     """Yield a session of the model that gives inner tensors, too, and their names."""
     with TemporaryDirectory(prefix="monograph-") as folder:
         candidates = list(layers) or _candidates(file)
@@ -142,21 +144,27 @@ def _with_outputs(file: OnnxFile, names: Sequence[str], path: Path) -> Session:
 
 
 def _candidates(file: OnnxFile) -> list[str]:
-    """Return the tensors between the weighted nodes: what each of them takes, the head's last."""
+    """Return the tensors between the weighted nodes: what each of them takes, the head's last.
+
+    Without any, as in a product of embeddings, what all nodes but the last make.
+    """
     graph = load_graph(file.path).graph
+    given = {value.name for value in graph.outputs}
     names = []
     for node in graph:
         if node.op_type in _WEIGHTED and node.inputs and node.inputs[0] is not None and node.inputs[0].producer() is not None:
             value = node.inputs[0]
             if value.const_value is None and value.name:
                 names.append(value.name)
+    names = names or [value.name for node in graph for value in node.outputs if value.name and value.name not in given]
     return list(dict.fromkeys(names))
 
 
-def _usable(session: Session, names: Sequence[str], contract: Contract, rows: Rows) -> list[str]:
+def _usable(session: Session, names: Sequence[str], contract: Contract, rows: RowStream) -> list[str]:
     """Return those that have one row of floats, of two numbers or more, a row."""
     count = scoring_batch_size(contract) if not contract.batch_is_dynamic else _TRIAL_ROWS
-    given = session(rows.take(np.arange(count) % len(rows)).inputs)
+    few = rows.read(0, count)
+    given = session(few.take(np.arange(count) % len(few)).inputs)
     return [
         name
         for name in names

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 from matplotlib.patches import Rectangle
 
 from monograph.pipelines.report.formats import count_text, shortened
-from monograph.pipelines.report.merit import TOP1, Merit, top1_of
+from monograph.pipelines.report.merit import TOP1, Merit
+from monograph.pipelines.report.model import Role
 from monograph.pipelines.report.svg import ACCENT, INK, MUTED, NARROW, Margins, add_axes, drawing, new_figure, to_svg
 from monograph.pipelines.report.trade_plot import Point
-from monograph.runtime.results import Interval
-from monograph.runtime.statistics import proportion_interval
+from monograph.runtime.results import Interval, Score
 
 if TYPE_CHECKING:
     from monograph.pipelines.interop import Interop
-    from monograph.pipelines.interop.result import Fusion
+    from monograph.pipelines.interop.result import Fusion, Lesson
 
 _MILLION = 1e6
 
@@ -88,9 +88,16 @@ def pair_matrices(study: Interop) -> Iterator[Matrix]:
         )
         return Matrix(title, names, names, cells, *ends, pattern, note)
 
-    largest = max(1.0, *(one.gain.amount for one in pairs.values() if one.gain is not None))
-    note = "points of top-1 over the better member, held out"
-    yield of("Gain of fusing", lambda one: one.gain.amount if one.gain else None, "{:+.2f}", note, ends=(0.0, largest))
+    is_points = study.metric == TOP1
+    largest = max(1.0 if is_points else 1e-9, *(one.gain.amount for one in pairs.values() if one.gain is not None), 0.0)
+    what = "points of top-1" if is_points else "by how much the RMSE is lower" if study.metric == "RMSE" else study.metric
+    note, pattern = f"{what} over the better member, held out", "{:+.2f}" if is_points else "{:+.3g}"
+    yield of("Gain of fusing", lambda one: one.gain.amount if one.gain else None, pattern, note, ends=(0.0, largest))
+    if all(one.diversity is None for one in pairs.values()):
+        if any(one.error_correlation is not None for one in pairs.values()):
+            told = "Pearson's: 1 where a mean of both mends nothing"
+            yield of("Correlation of errors", _correlation, "{:.2f}", told, ends=(0.0, 1.0))
+        return
     for name, scale, ends, told in (
         ("disagreement", 100, (0.0, 50.0), "percent of rows that exactly one gets right: what a fusion can live on"),
         ("double fault", 100, (0.0, 50.0), "percent of rows that both get wrong: what no choice between them mends"),
@@ -126,7 +133,7 @@ def lesson_matrix(study: Interop) -> Matrix | None:
     what = (
         "percent of rows to which both give one class: an estimate"
         if study.quick
-        else "percent of the teacher's top-1 that is kept"
+        else f"percent of the teacher's {study.metric} that is kept"
     )
     return Matrix(
         "Teacher and student", teachers, students, cells, 0.0, 100.0, "{:.1f}", f"teachers down, students across; {what}"
@@ -135,27 +142,46 @@ def lesson_matrix(study: Interop) -> Matrix | None:
 
 def trade_points(study: Interop) -> list[Point]:
     """Return all that was scored and counted: models, fusions, cascades."""
-    points = [
-        Point(one.name, "member", *_cost(one.macs), top1_of(one.accuracy))
-        for one in study.subjects
-        if one.macs and one.accuracy is not None
-    ]
-    points += [
-        Point(" + ".join(one.members), "fused", *_cost(one.macs), top1_of(one.accuracy))
-        for one in study.fusions
-        if one.macs and one.accuracy is not None
-    ]
-    for each in study.cascades:
-        if each.macs and each.top1 is not None:
-            interval = proportion_interval(round(each.top1 * study.row_count), study.row_count)
-            merit = Merit(TOP1, interval, study.row_count)
-            points.append(Point(f"{each.cheap} → {each.dear}", "baseline", *_cost(each.macs), merit))
+    points: list[Point] = []
+
+    def add(name: str, role: Role, macs: float | None, score: Score | None) -> None:
+        if not macs or score is None or score.estimate is None:
+            return
+        low, high = (score.estimate if end is None else end for end in (score.low, score.high))
+        merit = Merit(study.metric, Interval(score.estimate, low, high), study.row_count, study.metric == "RMSE")
+        points.append(Point(name, role, *_cost(macs), merit))
+
+    for model in study.subjects:
+        add(model.name, "member", model.macs, model.score)
+    for fusion in study.fusions:
+        add(" + ".join(fusion.members), "fused", fusion.macs, fusion.score)
+    for cascade in study.cascades:
+        add(f"{cascade.cheap} → {cascade.dear}", "baseline", cascade.macs, cascade.score)
+    for soup in study.soups:
+        add(f"soup of {soup.first}, {soup.second}", "baseline", soup.macs, soup.score)
+    for lesson in _best_lessons(study):
+        add(f"{lesson.student} of {lesson.teacher}", "student", lesson.student_macs, lesson.score)
     return points
+
+
+def _best_lessons(study: Interop) -> list[Lesson]:
+    """Return for each student the lesson of which it took most."""
+    sign = -1 if study.metric == "RMSE" else 1
+    told = [one for one in study.lessons if one.score is not None and one.score.estimate is not None]
+    students = dict.fromkeys(one.student for one in told)
+    return [
+        max((one for one in told if one.student == name), key=lambda one: sign * ((one.score.estimate if one.score else 0) or 0))
+        for name in students
+    ]
 
 
 def _cost(macs: float) -> tuple[Interval, str]:
     millions = macs / _MILLION
     return Interval(millions, millions, millions), f"{count_text(macs)} MACs"
+
+
+def _correlation(one: Fusion) -> float | None:
+    return one.error_correlation.estimate if one.error_correlation is not None else None
 
 
 def _statistic(one: Fusion, name: str, scale: float) -> float | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,11 +10,13 @@ from rich.table import Table
 
 from monograph.pipelines.report.formats import MISSING, count_text, percent, significant
 from monograph.pipelines.report.grid import Grid, grid_table
-from monograph.runtime.results import Score
+from monograph.runtime.results import Interval, Score
 
 if TYPE_CHECKING:
     from monograph.pipelines.interop import Interop
-    from monograph.pipelines.interop.result import Fusion
+    from monograph.pipelines.interop.result import Change, Fusion
+
+_TOP1 = "top-1"
 
 PAIR_STATISTICS = ("disagreement", "double fault", "Yule's Q", "error consistency", "oracle accuracy", "churn")
 _SHARES = ("disagreement", "double fault", "oracle accuracy", "churn")
@@ -50,20 +52,20 @@ def subject_grid(study: Interop) -> Grid:
     rows = []
     for one in study.subjects:
         accuracy = one.accuracy
-        top1 = MISSING if accuracy is None else f"{percent(accuracy.top1).value} {percent(accuracy.top1).bounds}"
         rows.append(
             (
                 one.name,
                 one.kind,
-                top1,
+                merit_text(study.metric, one.score),
                 MISSING if accuracy is None else significant(accuracy.nll),
                 MISSING if accuracy is None else significant(100 * accuracy.ece, 2),
                 _count(one.macs),
                 _number(one.latency_ms),
             )
         )
-    headings = ("model", "gives", "top-1 %", "NLL", "ECE %", "MACs", "p50 ms")
-    return Grid("each model by itself", headings, tuple(rows), f"on {study.row_count:,} rows of {study.data}", ("gives",))
+    headings = ("model", "gives", merit_heading(study.metric), "NLL", "ECE %", "MACs", "p50 ms")
+    timed = f"; latency of a row on {study.target}" if study.target else ""
+    return Grid("each model by itself", headings, tuple(rows), f"on {study.row_count:,} rows of {study.data}{timed}", ("gives",))
 
 
 def contact_grid(study: Interop) -> Grid:
@@ -88,11 +90,20 @@ def fusion_grids(study: Interop) -> list[Grid]:
     made = []
     if told:
         note = (
-            "weights fitted on one half of the rows and scored on the other, both ways; ECE: of the better member, "
-            "of the fusion, of the fusion with temperatures; the latency of a fusion is the sum of its members', an estimate"
+            "weights fitted on one half of the rows and scored on the other, both ways; gain over the better member; ECE: of "
+            "that member, of the fusion, of the fusion with temperatures"
         )
-        headings = ("fusion", "weights", "top-1 %", "gain, points", "ECE %", "MACs", "p50 ms")
-        made.append(Grid("fusions, held out", headings, tuple(map(_fusion_row, told)), note))
+        timed = f"; latency of a row on {study.target}, of the fused graph" if study.target else ""
+        gain = "gain, points" if study.metric == _TOP1 else f"gain, {study.metric}"
+        headings = ("fusion", "weights", merit_heading(study.metric), gain, "ECE %", "MACs", "p50 ms")
+        made.append(Grid("fusions, held out", headings, tuple(_fusion_row(one, study.metric) for one in told), note + timed))
+    if ranked := [one for one in told if one.ranking is not None]:
+        made.append(_ranking_grid(ranked))
+    if correlated := [one for one in told if one.error_correlation is not None]:
+        pairs_of = tuple((" + ".join(one.members), _plain(one.error_correlation)) for one in correlated)
+        made.append(
+            Grid("how alike they err", ("pair", "correlation of errors"), pairs_of, "1 where a mean of both mends nothing")
+        )
     pairs = [one for one in told if one.diversity is not None]
     if pairs:
         rows = tuple((" + ".join(one.members), *(_statistic(one, name) for name in PAIR_STATISTICS)) for one in pairs)
@@ -107,31 +118,50 @@ def fusion_grids(study: Interop) -> list[Grid]:
 def other_grids(study: Interop) -> list[Grid]:
     """Return cascades and soups, estimated."""
     made = []
-    if study.cascades:
-        rows = tuple(
+    if told := [one for one in study.cascades if not one.reason]:
+        cascades = tuple(
             (
                 f"{one.cheap} → {one.dear}",
                 _share(one.hard_share),
-                _share(one.top1),
-                _share(one.dear_top1),
+                merit_text(study.metric, one.score),
+                _change(one.change, study.metric),
                 _count(one.macs),
-                one.reason or "estimated from stored outputs",
+                _number(one.latency_ms),
             )
-            for one in study.cascades
+            for one in told
         )
-        headings = ("cascade", "hard rows %", "top-1 %", "the dear one's %", "MACs", "remark")
-        made.append(Grid("cascades, held out", headings, rows, words=("remark",)))
-    if study.soups:
+        headings = ("cascade", "hard rows %", merit_heading(study.metric), "over the dear one", "MACs", "ms")
+        note = "estimated from stored outputs and single latencies: the means of a row"
+        made.append(Grid("cascades, held out", headings, cascades, note))
+    if averaged := [one for one in study.soups if one.fits]:
         soups = tuple(
-            (
-                f"{one.first} + {one.second}",
-                MISSING if one.accuracy is None else percent(one.accuracy.top1).value,
-                one.reason or "equal weights",
-            )
-            for one in study.soups
+            (f"{one.first} + {one.second}", merit_text(study.metric, one.score), _change(one.change, study.metric))
+            for one in averaged
         )
-        made.append(Grid("soups", ("pair", "top-1 %", "remark"), soups, words=("remark",)))
+        titles = ("soup", merit_heading(study.metric), "over the better one")
+        made.append(Grid("soups", titles, soups, "equal weights, at the cost of one; on rows that gave BatchNorm no statistics"))
+    missing = [(f"cascade {one.cheap} → {one.dear}", one.reason) for one in study.cascades if one.reason]
+    missing += [(f"soup of {one.first} and {one.second}", one.reason) for one in study.soups if not one.fits]
+    if missing:
+        made.append(Grid("what cannot be", ("fusion", "why"), tuple(missing), words=("why",)))
     return made
+
+
+def _ranking_grid(fusions: Sequence[Fusion]) -> Grid:
+    """Return what fusions gain where rows are ranked within groups."""
+    rows = tuple(
+        (
+            " + ".join(one.members),
+            {"auc": "AUC"}.get(each.metric, each.metric.upper()),
+            _plain(each.fused),
+            f"{each.gain.estimate:+.4f} [{each.gain.low:+.4f}, {each.gain.high:+.4f}]",
+            each.best_member,
+        )
+        for one in fusions
+        for each in (one.ranking.metrics if one.ranking is not None else ())
+    )
+    note = "each metric is the mean over groups, its interval of paired groups"
+    return Grid("ranked within groups", ("fusion", "metric", "fused", "gain", "over"), rows, note)
 
 
 def lesson_grid(study: Interop) -> Grid:
@@ -139,9 +169,9 @@ def lesson_grid(study: Interop) -> Grid:
     rows = tuple(
         (
             f"{one.teacher} → {one.student}",
-            _share(one.top1),
-            _share(one.control_top1),
-            MISSING if one.gain_points is None else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*one.gain_points),
+            merit_text(study.metric, one.score),
+            merit_text(study.metric, one.control),
+            _change(one.gain, study.metric),
             _share(one.retention),
             _share(one.agreement),
             _number(one.entropy),
@@ -149,7 +179,17 @@ def lesson_grid(study: Interop) -> Grid:
         )
         for one in study.lessons
     )
-    headings = ("teacher → student", "top-1 %", "plain training %", "gain, points", "keeps %", "agree %", "entropy", "remark")
+    gain = "gain, points" if study.metric == _TOP1 else f"gain, {study.metric}"
+    headings = (
+        "teacher → student",
+        merit_heading(study.metric),
+        "plain training",
+        gain,
+        "keeps %",
+        "agree %",
+        "entropy",
+        "remark",
+    )
     note = "all on the half of the rows that no student learnt from; entropy of the teacher's probabilities in nats"
     return Grid("what students take", headings, rows, note, words=("remark",))
 
@@ -161,15 +201,16 @@ def transfer_grid(study: Interop) -> Grid:
         (
             one.model,
             one.layer or one.reason,
-            _score(one.probe),
-            _score(one.neighbours),
+            merit_text(one.metric, one.probe),
+            merit_text(one.metric, one.neighbours),
             *(_share((one.few_shot or {}).get(count)) for count in shots),
             _number(one.leep),
             _number(one.logme),
         )
         for one in study.transfers
     )
-    headings = ("model", "features", "probe %", "k-NN %", *(f"{count} a class %" for count in shots), "LEEP", "LogME")
+    unit = next((" %" if one.metric == _TOP1 else f" {one.metric}" for one in study.transfers if one.probe is not None), "")
+    headings = ("model", "features", f"probe{unit}", f"k-NN{unit}", *(f"{count} a class %" for count in shots), "LEEP", "LogME")
     note = "fitted on one half of the rows, told on the other; LEEP and LogME are estimates in nats, of all rows, more is better"
     return Grid("frozen trunks for this task", headings, rows, note, words=("features",))
 
@@ -190,15 +231,43 @@ def stitch_grid(study: Interop) -> Grid:
     return Grid("stitched by one linear layer", ("pair", "R²", "noise", "class noise", "remark"), rows, note, words=("remark",))
 
 
-def _fusion_row(one: Fusion) -> tuple[str, ...]:
-    assert one.gain is not None
-    assert one.accuracy is not None
-    ece = [one.ece_before, one.accuracy.ece, one.ece_tempered]
+def merit_heading(metric: str) -> str:
+    """Return the metric of a study with its unit."""
+    return f"{metric} %" if metric == _TOP1 else metric
+
+
+def merit_text(metric: str, score: Score | None) -> str:
+    """Return a figure with its interval: top-1 in percent, others as they are."""
+    if score is None or score.estimate is None:
+        return MISSING
+    if metric != _TOP1:
+        return _plain(score)
+    low, high = (score.estimate if end is None else end for end in (score.low, score.high))
+    shown = percent(Interval(score.estimate, low, high))
+    return f"{shown.value} {shown.bounds}"
+
+
+def _plain(score: Score | None) -> str:
+    if score is None or score.estimate is None:
+        return MISSING
+    bounds = "" if score.low is None or score.high is None else f" [{significant(score.low)}, {significant(score.high)}]"
+    return f"{significant(score.estimate)}{bounds}"
+
+
+def _change(change: Change | None, metric: str) -> str:
+    if change is None:
+        return MISSING
+    pattern = "{:+.2f} [{:+.2f}, {:+.2f}]" if metric == _TOP1 else "{:+.4f} [{:+.4f}, {:+.4f}]"
+    return pattern.format(change.amount, change.low, change.high)
+
+
+def _fusion_row(one: Fusion, metric: str) -> tuple[str, ...]:
+    ece = [one.ece_before, None if one.accuracy is None else one.accuracy.ece, one.ece_tempered]
     return (
         " + ".join(one.members),
         "/".join(f"{weight:.2f}" for weight in one.weights),
-        f"{percent(one.accuracy.top1).value} {percent(one.accuracy.top1).bounds}",
-        f"{one.gain.amount:+.2f} [{one.gain.low:+.2f}, {one.gain.high:+.2f}]",
+        merit_text(metric, one.score),
+        _change(one.gain, metric),
         " → ".join(MISSING if value is None else significant(100 * value, 2) for value in ece),
         _count(one.macs),
         _number(one.latency_ms),
