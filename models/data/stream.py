@@ -125,7 +125,7 @@ def open_stream(
         _release_unused_memory()
         named = _named_columns(table, slices, group)
         plan = plan_columns(
-            _without(table, named, columns, label_column), contract, columns, label_column, needs_labels=needs_labels
+            _without(table, named, columns, label_column, contract), contract, columns, label_column, needs_labels=needs_labels
         )
         row_count = common_length(table, plan)
         labels = _labels(table, plan, contract, row_count, scratch)
@@ -156,9 +156,19 @@ def _release_unused_memory() -> None:
         pyarrow.default_memory_pool().release_unused()
 
 
-def _without(table: Table, named: set[str], columns: Mapping[str, str] | None, label_column: str | Sequence[str] | None) -> Table:
-    """Leave columns that part or group the rows out of those that inputs are guessed from, unless they are named for one."""
-    kept = {*(columns or {}).values(), *label_columns(table, label_column)}
+def _without(
+    table: Table,
+    named: set[str],
+    columns: Mapping[str, str] | None,
+    label_column: str | Sequence[str] | None,
+    contract: Contract,
+) -> Table:
+    """Leave columns that part or group the rows out of those that inputs are guessed from.
+
+    What has an input's own name, or is named for one, stays: films are ranked for each user, who is an input of the model too.
+    """
+    inputs = (spec.name for spec in contract.inputs)
+    kept = {*(columns or {}).values(), *label_columns(table, label_column), *inputs}
     return replace(table, columns={name: column for name, column in table.columns.items() if name not in named - kept})
 
 

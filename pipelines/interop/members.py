@@ -108,8 +108,16 @@ def check_contract(first: Model, second: Model) -> Contact:
         if member.opset != plan.opset:
             changes.append(f"opset {member.opset} to {plan.opset}")
         adapted += [f"{member.name}: {change}" for change in changes]
-    shared = cost.saved_macs
-    return Contact(first.name, second.name, True, (*adapted, *plan.notes), "", cost.fused_macs, shared)
+    shared = cost.sharing
+    return Contact(
+        first.name,
+        second.name,
+        fits=True,
+        adapted=(*adapted, *plan.notes),
+        macs=cost.fused_macs,
+        shared_macs=cost.saved_macs,
+        shared_bytes=0 if shared is None else max(shared.bytes_before - shared.bytes_after, 0),
+    )
 
 
 def largest_group(models: Sequence[Model], contacts: Sequence[Contact]) -> list[Model]:

@@ -73,6 +73,8 @@ class Contact:
     """Of the fused graph, one row."""
     shared_macs: int | None = None
     """What both compute alike, by weights, and the fused graph computes once."""
+    shared_bytes: int = 0
+    """Of weights that the fused graph holds once."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from monograph.pipelines.interop.result import Change, Fusion
 
 _TOP1 = "top-1"
+_SMALLEST_TRUNK_BYTES = 50_000
 
 PAIR_STATISTICS = ("disagreement", "double fault", "Yule's Q", "error consistency", "oracle accuracy", "churn")
 _SHARES = ("disagreement", "double fault", "oracle accuracy", "churn")
@@ -76,12 +77,13 @@ def contact_grid(study: Interop) -> Grid:
             ("as they are" if not one.adapted else "adapted") if one.fits else "no",
             "; ".join(one.adapted) if one.fits else one.reason,
             _count(one.shared_macs) if one.fits and one.shared_macs else MISSING,
+            f"{one.shared_bytes / 1e6:.1f}" if one.shared_bytes >= _SMALLEST_TRUNK_BYTES else MISSING,
         )
         for one in study.contacts
     )
     note = "shared: what both compute alike, found by weights, and a fused graph computes once"
     words = ("fits", "what is adapted, or why not")
-    return Grid("do they fit", ("pair", *words, "shared MACs"), rows, note, words)
+    return Grid("do they fit", ("pair", *words, "shared MACs", "shared MB"), rows, note, words)
 
 
 def fusion_grids(study: Interop) -> list[Grid]:

@@ -1,0 +1,221 @@
+"""Can these models work together? The study of four sets of models, with the time and the memory that it takes.
+
+``python benchmarks/interop.py [--only digits,recommenders,photographs,scale] [--folder FOLDER] [-o FILE]``
+
+- ``digits``: the three networks of ``pipelines/quickstart.yaml``, on its 1,000 test rows of MNIST, with lessons.
+- ``recommenders``: the three of ``pipelines/recommend.yaml``, on its 20,000 test ratings of MovieLens, ranked for each user.
+- ``photographs``: EfficientNet-Lite0, 1 and 2 with ImageNet weights and a new head each for clothes (``monograph.adapt_model``,
+  head only, 3,000 rows), on 3,000 rows of Fashion-MNIST at 64 pixels.
+- ``scale``: ten networks of four architectures and several sizes on 10,000 rows of Fashion-MNIST. Each runs once: 45 pairs are
+  told from what it gave.
+
+Each study runs in a process of its own, whose peak memory is told, and once more in the same folder, where it finds all that was
+done. Writes one JSON file; figures of accuracy are those of ``interop.json``. Exit 1 where ten models take more than ten minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from monograph.export.trace import export_torch
+from monograph.models.data.fashion import fashion_mnist
+from monograph.models.files import write_atomically
+from monograph.models.students import STUDENTS
+from monograph.models.torch_model import TorchModel
+from monograph.pipelines.adapt import adapt_model
+from monograph.pipelines.data import DataSpec
+from monograph.pipelines.interop import Interop
+from monograph.pipelines.interop.result import REPORT_FILE, RESULT_FILE
+from monograph.pipelines.records import read_record
+from monograph.pipelines.run import run_pipeline
+from monograph.pipelines.training import TrainingSettings, train
+from monograph.runtime.environment import describe_environment
+from monograph.runtime.session import usable_cores
+
+_ROOT = Path(__file__).parents[1]
+_SECONDS_BAR = 600.0
+_SIDE = 64
+_SIZES = {"mlp": (32, 128, 512), "conv": (4, 8, 16), "separable_conv": (6, 12), "residual_conv": (4, 8)}
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What is asked of ``monograph interop``."""
+
+    models: Sequence[str]
+    data: str
+    options: tuple[str, ...] = field(default=())
+
+
+def main() -> int:
+    """Prepare each set of models, study it, print what came of it, and write it down."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", type=lambda text: tuple(text.split(",")), default=tuple(_CASES))
+    parser.add_argument("--folder", type=Path, default=Path("runs/interop"))
+    parser.add_argument("-o", "--output", type=Path, default=Path(__file__).parent / "results" / "interop.json")
+    options = parser.parse_args()
+    studies = {}
+    for name in options.only:
+        case = _CASES[name](options.folder / name)
+        studies[name] = _study(case, options.folder / name / "study")
+        _print(name, studies[name])
+    met = studies["scale"]["seconds"] <= _SECONDS_BAR if "scale" in studies else True
+    record = {
+        "benchmark": "interop",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": f"python benchmarks/interop.py --only {','.join(options.only)}",
+        "environment": asdict(describe_environment(usable_cores(), spinning=True)),
+        "bars": {"seconds of ten models on 10,000 rows": _SECONDS_BAR},
+        "met": met,
+        "studies": studies,
+    }
+    with write_atomically(options.output) as staged:
+        staged.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return 0 if met else 1
+
+
+def _study(case: _Case, folder: Path) -> dict[str, Any]:
+    """Run the command twice, and return the main figures of its record."""
+    line = [sys.executable, "-m", "monograph", "interop", *case.models, "--data", case.data, "-o", str(folder), *case.options]
+    seconds = []
+    for _ in range(2):
+        began = time.perf_counter()
+        subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+        seconds.append(time.perf_counter() - began)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    found = read_record(folder / RESULT_FILE, Interop)
+    return {
+        "seconds": seconds[0],
+        "seconds_again": seconds[1],
+        "peak_memory_bytes_so_far": peak,
+        "page_bytes": (folder / REPORT_FILE).stat().st_size,
+        "rows": found.row_count,
+        "metric": found.metric,
+        "models": {one.name: asdict(one.score) if one.score else one.reason for one in found.subjects},
+        "fusions": [
+            {
+                "members": one.members,
+                "weights": one.weights,
+                "gain": asdict(one.gain) if one.gain else one.reason,
+                "ndcg_gain": _ndcg_gain(one.ranking),
+                "latency_ms": one.latency_ms,
+                "macs": one.macs,
+            }
+            for one in found.fusions
+        ],
+        "transfers": {one.model: asdict(one.probe) if one.probe else one.reason for one in found.transfers},
+        "advice": [one.text for one in found.advice],
+    }
+
+
+def _ndcg_gain(ranking: Any) -> dict[str, Any] | None:
+    found = [one for one in (ranking.metrics if ranking else ()) if one.metric.startswith("ndcg")]
+    return asdict(found[0].gain) | {"over": found[0].best_member} if found else None
+
+
+def _print(name: str, study: dict[str, Any]) -> None:
+    took = f"{study['seconds']:.0f} s, again {study['seconds_again']:.0f} s"
+    print(f"{name}: {len(study['models'])} models on {study['rows']:,} rows in {took}")
+    for text in study["advice"]:
+        print(f"  {text}")
+
+
+def _digits(folder: Path) -> _Case:
+    run = run_pipeline(_ROOT / "pipelines" / "quickstart.yaml", folder / "run")
+    return _of_run(run.folder, ("mlp", "conv", "separable_conv"))
+
+
+def _recommenders(folder: Path) -> _Case:
+    run = run_pipeline(_ROOT / "pipelines" / "recommend.yaml", folder / "run")
+    return _of_run(run.folder, ("factors", "content", "network"), "--group", "user", "--quick")
+
+
+def _of_run(folder: Path, names: Sequence[str], *options: str) -> _Case:
+    """Return the exported members of a pipeline, and its test rows, which none of its steps fits anything on."""
+    steps = folder / "steps"
+    models = [
+        str(next(steps.glob(f"export-{name}-*/{name}.onnx"), None) or next(steps.glob(f"adapt-{name}-*/{name}.onnx")))
+        for name in names
+    ]
+    return _Case(models, str(next(steps.glob("data-*/test.npz"))), options)
+
+
+def _photographs(folder: Path) -> _Case:
+    data = fashion_mnist()
+    order = np.random.default_rng(0).permutation(len(data["y"]))
+    starts = {"train": (0, 3000), "validation": (3000, 3600), "test": (3600, 4200), "shared": (4200, 7200)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (start, stop) in starts.items():
+        chosen = order[start:stop]
+        grey = np.repeat(data["x"][chosen][..., None], 3, axis=3)
+        np.savez(folder / f"{name}.npz", x=grey, y=data["y"][chosen], class_names=data["class_names"])
+    models = []
+    for number in range(3):
+        out = folder / f"lite{number}"
+        adapt_model(
+            f"py:monograph.models.examples:efficientnet_lite{number}",
+            DataSpec(str(folder / "train.npz")),
+            out,
+            validation=DataSpec(str(folder / "validation.npz")),
+            test=DataSpec(str(folder / "test.npz")),
+            method="head",
+            arguments={"size": _SIDE},
+        )
+        models.append(_named(out / "adapted.onnx", folder / f"lite{number}.onnx"))
+    return _Case(models, str(folder / "shared.npz"), ("--quick",))
+
+
+def _named(path: Path, name: Path) -> str:
+    name.write_bytes(path.read_bytes())
+    return str(name)
+
+
+def _scale(folder: Path) -> _Case:
+    data = fashion_mnist()
+    pictures = data["x"][:, None].astype(np.float32) / 255
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = slice(60_000, 70_000)
+    np.savez(folder / "shared.npz", x=pictures[shared], y=data["y"][shared])
+    np.savez(folder / "train.npz", x=pictures[:11_000], y=data["y"][:11_000])
+    models = []
+    for name, sizes in _SIZES.items():
+        for width in sizes:
+            path = folder / f"{name}-{width}.onnx"
+            models.append(str(path))
+            if path.exists():
+                continue
+            module, contract = STUDENTS[name](input_shape=(1, 28, 28), width=width)
+            model = TorchModel(module, contract, name)
+            rows = DataSpec(str(folder / "train.npz")).load(contract, None, needs_labels=True)
+            train(
+                model,
+                rows.take(slice(0, 10_000)),
+                rows.take(slice(10_000, None)),
+                TrainingSettings(epochs=1, learning_rate=0.003),
+            )
+            export_torch(model, path)
+    return _Case(models, str(folder / "shared.npz"), ("--quick",))
+
+
+_CASES: dict[str, Callable[[Path], _Case]] = {
+    "digits": _digits,
+    "recommenders": _recommenders,
+    "photographs": _photographs,
+    "scale": _scale,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
