@@ -7,7 +7,7 @@ Shape letters: ``b`` batch, ``n`` rows, ``s`` sequence, ``d`` features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -98,24 +98,31 @@ def attach_head(
 
 
 def trunk_outputs(trunk: OnnxFile, features: str, rows: Rows) -> Array:
-    """Return the tensor ``features`` of the trunk for every row, by ONNX Runtime: float32 ``[n, d]`` or ``[n, s, d]``.
+    """Return the tensor ``features`` of the trunk for every row: :func:`open_trunk`, asked once."""
+    return open_trunk(trunk, features)(rows)
+
+
+def open_trunk(trunk: OnnxFile, features: str) -> Callable[[Rows], Array]:
+    """Load the trunk, and return what gives its tensor ``features`` for rows: float32 ``[n, d]`` or ``[n, s, d]``.
+
+    What is returned raises ``ContractError`` where the tensor is not one row of floats a row, and ``WorkerError`` where the trunk
+    does not run on the rows.
 
     Raises:
-        ContractError: the trunk has no such tensor, or it is not one row of floats a row.
-        WorkerError: the trunk does not run on ``rows``.
+        ContractError: the trunk has no such tensor.
     """
     contract = replace(trunk.contract, outputs=(TensorSpec(features, "float32", ()),), kind=Kind.EMBEDDING, class_names=None)
     with _readable(trunk, features) as path:
         run = open_session(path, spinning=False).only(features)
 
-        def run_batch(inputs: Mapping[str, Array]) -> dict[str, Array]:
-            output = run(inputs)[features]
-            _check_floats(trunk, features, output.dtype.name)
-            if output.shape[:1] != inputs[contract.inputs[0].name].shape[:1]:
-                raise _not_by_rows(trunk, features, output.shape)
-            return {features: output.astype(np.float32, copy=False)}
+    def run_batch(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        output = run(inputs)[features]
+        _check_floats(trunk, features, output.dtype.name)
+        if output.shape[:1] != inputs[contract.inputs[0].name].shape[:1]:
+            raise _not_by_rows(trunk, features, output.shape)
+        return {features: output.astype(np.float32, copy=False)}
 
-        return run_all_rows(run_batch, contract, rows)
+    return lambda rows: run_all_rows(run_batch, contract, rows)
 
 
 def features_spec(trunk: OnnxFile, features: str) -> TensorSpec:

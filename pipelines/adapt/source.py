@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 
 from monograph.errors import ConfigError, ContractError
-from monograph.export.heads import attach_head, features_spec, trunk_outputs
+from monograph.export.heads import attach_head, features_spec, open_trunk
 from monograph.export.trace import Exported, export_torch
 from monograph.models.contract import Contract, Kind, TensorSpec
 from monograph.models.data.rows import Array, Rows
@@ -88,20 +89,10 @@ class Pretrained:
         """Return what gives the features of rows, as the pretrained weights make them."""
         if self.file is None:
             return trunk_features(model, folder, on_rows)
-        asked = Teacher(self.name, _embedding(self.contract), self.file.sha256, self._pooled, output=str(self.features))
-        return FeatureStore(lambda rows: cached_outputs(asked, rows, folder, on_rows=on_rows))
-
-    def _pooled(self, rows: Rows) -> Array:
-        assert self.file is not None
         assert self.features is not None
-        parts = []
-        for part in rows.batches(_ROWS_AT_A_TIME):
-            given = torch.from_numpy(trunk_outputs(self.file, self.features, part))
-            if given.dim() == 3:
-                mask = part.inputs.get(_MASK)
-                given = pooled(given, None if mask is None else torch.from_numpy(np.ascontiguousarray(mask)))
-            parts.append(given.flatten(1).numpy())
-        return np.concatenate(parts)
+        ask = partial(_pooled, cache(partial(open_trunk, self.file, self.features)))
+        asked = Teacher(self.name, _embedding(self.contract), self.file.sha256, ask, output=self.features)
+        return FeatureStore(lambda rows: cached_outputs(asked, rows, folder, on_rows=on_rows))
 
     def export(self, model: TorchModel, path: Path, rows: Rows) -> Exported:
         """Write the adapted model, proven: the network, or the trunk with its new head.
@@ -113,6 +104,18 @@ class Pretrained:
             return export_torch(shipped(model), path, rows=rows)
         assert self.features is not None
         return attach_head(self.file, shipped(model), path, features=self.features, rows=rows)
+
+
+def _pooled(opened: Callable[[], Callable[[Rows], Array]], rows: Rows) -> Array:
+    """Return the features of each row, float32 ``[n, d]``; the trunk is loaded when it is first asked."""
+    parts = []
+    for part in rows.batches(_ROWS_AT_A_TIME):
+        given = torch.from_numpy(opened()(part))
+        if given.dim() == 3:
+            mask = part.inputs.get(_MASK)
+            given = pooled(given, None if mask is None else torch.from_numpy(np.ascontiguousarray(mask)))
+        parts.append(given.flatten(1).numpy())
+    return np.concatenate(parts)
 
 
 class _First(nn.Module):

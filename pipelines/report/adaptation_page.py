@@ -23,6 +23,9 @@ from monograph.pipelines.report.view import Tile
 if TYPE_CHECKING:
     from monograph.pipelines.adapt import Adapted
 
+_OF_NUMBERS = ("regression", "rating")
+"""Tasks whose loss is the squared error."""
+
 
 def write_adaptation_page(adapted: Adapted, path: Path) -> None:
     """Write the page to ``path``."""
@@ -94,6 +97,7 @@ def _curve(adapted: Adapted, index: int) -> TrainingCurve:
         validation_loss=tuple(epoch.validation_loss for epoch in epochs),
         validation_top1=tuple(epoch.validation_top1 for epoch in epochs if epoch.validation_top1 == epoch.validation_top1),
         kept_epoch=stage.training.best_epoch,
+        validation_unit="squared error" if adapted.task.kind.value in _OF_NUMBERS else "nats",
     )
 
 
