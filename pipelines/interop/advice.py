@@ -10,7 +10,7 @@ from monograph.pipelines.interop.result import RMSE, TOP1, Advice, Cascade, Chan
 from monograph.runtime.results import Score
 
 _FEWEST_SAVED = 0.9
-"""A cascade is worth it below this share of the dear model's multiply-accumulates."""
+"""A cascade, or a smaller fusion, is worth it below this share of the dear model's multiply-accumulates."""
 _FEWEST_HARD = 0.005
 """Of the rows: with fewer to pass on, the dear model is not needed at all."""
 _LARGEST_LOSS_POINTS = 0.5
@@ -60,25 +60,40 @@ class _Adviser:
             return
         best = max(shown, key=lambda one: (self._reached(one.score), -len(one.members)))
         assert best.gain is not None
-        running = [(name, weight) for name, weight in zip(best.members, best.weights, strict=True) if weight > 0]
-        names = [name for name, _ in running]
+        running = _running(best)
         yield Advice(
-            f"fuse {joined(names)} with weights {'/'.join(f'{weight:.2f}' for _, weight in running)}: "
+            f"fuse {joined(list(running))} with weights {'/'.join(f'{weight:.2f}' for weight in running.values())}: "
             + change_text(best.gain, self.metric),
             f"over {best.gain.over}, held out{_why(best)}",
-            command(
-                "fuse",
-                *(self.subjects[name].path for name in names),
-                "--weights",
-                ",".join(f"{weight:.4g}" for _, weight in running),
-                "-o",
-                "fused.onnx",
-            ),
+            self._fuse_command(best),
             is_shown=True,
         )
+        yield from self._cheaper(best, shown)
         for name in dict.fromkeys(name for one in told for name in one.members):
-            if name not in names:
-                yield self._adds_nothing(name, names, told, best)
+            if name not in running:
+                yield self._adds_nothing(name, list(running), told, best)
+
+    def _cheaper(self, best: Fusion, shown: Sequence[Fusion]) -> Iterator[Advice]:
+        """Yield the best of the fusions that gain, too, and cost clearly less than ``best``."""
+        costs = {one.members: one.macs for one in shown if one.macs}
+        most = _FEWEST_SAVED * (best.macs or 0)
+        cheaper = [one for one in shown if one.members in costs and costs[one.members] < most]
+        if not cheaper:
+            return
+        one = max(cheaper, key=lambda fusion: self._reached(fusion.score))
+        assert one.gain is not None
+        share = f"{costs[one.members] / costs[best.members]:.0%} of its MACs"
+        yield Advice(
+            f"or fuse {joined(one.members)} alone: {change_text(one.gain, self.metric)} at {share}",
+            f"over {one.gain.over}, held out{_why(one)}",
+            self._fuse_command(one),
+            is_shown=True,
+        )
+
+    def _fuse_command(self, fusion: Fusion) -> str:
+        running = _running(fusion)
+        weights = ",".join(f"{weight:.4g}" for weight in running.values())
+        return command("fuse", *(self.subjects[name].path for name in running), "--weights", weights, "-o", "fused.onnx")
 
     def _adds_nothing(self, name: str, names: Sequence[str], told: Sequence[Fusion], best: Fusion) -> Advice:
         """Return why a model is not part of the best fusion."""
@@ -175,6 +190,11 @@ class _Adviser:
             command("adapt", subject.source, "--data", *self.data_words, "-o", "adapted", *named),
             is_shown=beats,
         )
+
+
+def _running(fusion: Fusion) -> dict[str, float]:
+    """Return the weights of the members that count."""
+    return {name: weight for name, weight in zip(fusion.members, fusion.weights, strict=True) if weight > 0}
 
 
 def change_text(change: Change, metric: str) -> str:

@@ -174,8 +174,6 @@ def estimate_cascade(
     The threshold on the cheap model's largest probability is the lowest with which the cascade is as often right as the dear
     model on one half of the rows; shares and accuracy are told of the other half, both ways.
     """
-    if not first.kind.has_classes:
-        return Cascade(first.name, second.name, reason="a cascade passes rows by the probability of a class, and these give none")
     if first.macs is None or second.macs is None:
         return Cascade(first.name, second.name, reason="multiply-accumulates cannot be counted: which one is cheap is not known")
     cheap, dear = sorted((first, second), key=lambda one: one.macs or 0)

@@ -24,6 +24,7 @@ from monograph.pipelines.interop.representation import likeness, stitch
 from monograph.pipelines.interop.result import (
     REPORT_FILE,
     RESULT_FILE,
+    TOP1,
     Cascade,
     Contact,
     Fusion,
@@ -180,6 +181,9 @@ def _fusions(study: Study, contacts: Sequence[Contact], on_progress: Told) -> tu
 
 
 def _cascades(study: Study) -> Iterator[Cascade]:
+    """Yield the cascades of classifiers: rows are passed on by the probability of a class, which nothing else gives."""
+    if study.yardstick.metric != TOP1:
+        return
     for pair in study.fitting_pairs():
         times = {model.name: study.latency_ms.get(model.name) for model in pair}
         make = partial(estimate_cascade, *pair, study.yardstick, study.rows_sha256, times)

@@ -97,7 +97,7 @@ def _curve(adapted: Adapted, index: int) -> TrainingCurve:
         validation_loss=tuple(epoch.validation_loss for epoch in epochs),
         validation_top1=tuple(epoch.validation_top1 for epoch in epochs if epoch.validation_top1 == epoch.validation_top1),
         kept_epoch=stage.training.best_epoch,
-        validation_unit="squared error" if adapted.task.kind.value in _OF_NUMBERS else "nats",
+        validation_unit="squared error" if adapted.task in _OF_NUMBERS else "nats",
     )
 
 
