@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -24,28 +23,38 @@ _SHARES = ("disagreement", "double fault", "oracle accuracy", "churn")
 
 
 def interop_tables(study: Interop) -> Iterator[Table]:
-    """Yield the tables for a terminal; the page and the record have more."""
-    for grid in (subject_grid(study), contact_grid(study), *fusion_grids(study), advice_grid(study)):
-        yield grid_table(_short(grid))
+    """Yield the tables for a terminal of 80 characters; the page and the record have more."""
+    grids = [subject_grid(study)]
+    if any(not one.fits or one.adapted or one.shared_macs for one in study.contacts):
+        grids.append(contact_grid(study))
+    if told := [one for one in study.fusions if not one.reason]:
+        grids.append(_short_fusions(study, told))
+    for grid in (*grids, advice_grid(study)):
+        yield grid_table(grid)
 
 
-def _short(grid: Grid) -> Grid:
-    """Return the first columns, as many as a terminal of 80 characters has room for, of a table of figures."""
-    if grid.words:
-        return grid
+def _short_fusions(study: Interop, told: Sequence[Fusion]) -> Grid:
     rows = tuple(
-        tuple(cell.partition(" [")[0] if column > 3 else cell for column, cell in enumerate(row[:5])) for row in grid.rows
+        (
+            " + ".join(one.members),
+            "/".join(f"{weight:.2f}" for weight in one.weights),
+            merit_text(study.metric, one.score).partition(" [")[0],
+            _change(one.gain, study.metric),
+            _number(one.latency_ms),
+        )
+        for one in told
     )
-    return replace(grid, headings=grid.headings[:5], rows=rows, note="")
+    gain = "gain, points" if study.metric == _TOP1 else f"gain, {study.metric}"
+    headings = ("fusion", "weights", merit_heading(study.metric), gain, "p50 ms")
+    return Grid("fusions, held out", headings, rows, "gain over the better member; more of each is on the page")
 
 
 def advice_grid(study: Interop) -> Grid:
     """Return what to do, in order."""
     rows = tuple(
-        (str(number), one.text, one.reason, "yes" if one.is_shown else "not shown")
-        for number, one in enumerate(study.advice, start=1)
+        (str(number), one.text, one.reason, "yes" if one.is_shown else "no") for number, one in enumerate(study.advice, start=1)
     )
-    return Grid("advice", ("", "what to do", "why", "shown by these rows"), rows, words=("what to do", "why"))
+    return Grid("advice", ("", "what to do", "why", "shown"), rows, words=("what to do", "why"))
 
 
 def subject_grid(study: Interop) -> Grid:
