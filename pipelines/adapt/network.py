@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from monograph.errors import ContractError
 from monograph.models.contract import Contract, Kind, TensorSpec, TextPreprocessing, random_inputs
@@ -127,11 +128,16 @@ def adaptable(model: TorchModel, task: Task, seed: int) -> tuple[TorchModel, boo
     gets a linear head with fresh weights. Scores leave it as logits, for training; see :class:`Scored`.
 
     Raises:
-        ContractError: as :func:`split_model`.
+        ContractError: as :func:`split_model`; or the model's scores are shares already, not logits.
     """
     torch.manual_seed(seed)
     contract = task.contract(model.contract.inputs)
     if _does_task(model, task):
+        if contract.kind is Kind.SCORES and _ends_in_sigmoid(model):
+            raise ContractError(
+                f"{model.name} ends in a sigmoid, and scores are trained by their logits: give the network without it, "
+                "which comes back when it is exported"
+            )
         split = split_model(model)
         if split.head is None:
             kept = copy.deepcopy(model.module)
@@ -161,6 +167,27 @@ def head_model(model: TorchModel) -> TorchModel:
     assert isinstance(head, nn.Linear)
     spec = TensorSpec(FEATURES, "float32", ("batch", head.in_features))
     return TorchModel(head, replace(model.contract, inputs=(spec,)), f"head of {model.name}")
+
+
+class _Sigmoids(TorchFunctionMode):
+    """Collects what each sigmoid gives, by whichever of its names it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[Tensor] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func in (torch.sigmoid, Tensor.sigmoid, nn.functional.sigmoid):
+            self.given.append(output)
+        return output
+
+
+def _ends_in_sigmoid(model: TorchModel) -> bool:
+    sigmoids = _Sigmoids()
+    with sigmoids:
+        output = _run(model, model.module, _probe(model.contract))
+    return any(one.numel() == output.numel() and torch.equal(one.flatten(), output.flatten()) for one in sigmoids.given)
 
 
 class _Whole(nn.Module):

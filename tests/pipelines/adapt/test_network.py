@@ -189,3 +189,21 @@ class TestFeatures:
         model, _ = adaptable(TorchModel(Fixed(), contract, "fixed"), ODD, 0)
         short = texts.take(np.flatnonzero(texts.inputs["attention_mask"].sum(1) < 8))
         assert trunk_features(model, tmp_path, lambda done, total: None).of(short).inputs[FEATURES].shape == (len(short), 4)
+
+
+@pytest.mark.parametrize("sigmoid", [nn.Sigmoid(), torch.sigmoid, nn.functional.sigmoid, torch.Tensor.sigmoid])
+def test_scores_that_are_shares_already_are_refused(sigmoid):
+    class Shares(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module, contract = two_tower(left_size=20, right_size=10, width=4)
+            self.contract = contract
+
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+            return sigmoid(self.module(left, right))
+
+    module, clicks = Shares(), Task(TaskKind.CLICK, 1, None)
+    with pytest.raises(ContractError, match="ends in a sigmoid"):
+        adaptable(TorchModel(module, module.contract, "shares"), clicks, 0)
+    _, keeps_head = adaptable(TorchModel(module.module, module.contract, "logits"), clicks, 0)
+    assert keeps_head
