@@ -154,7 +154,7 @@ class _Adviser:
             macs = [self.subjects[name].macs or 0 for name in members]
             share = f" at {best.student_macs / sum(macs):.2g} of its MACs" if best.student_macs and all(macs) else ""
             keeps = f": keeps {best.retention:.0%} of its {self.metric}" if best.retention is not None else ""
-            source = self.subjects[student].source if student in self.subjects else student
+            source = self.subjects[student].source if student in self.subjects else student.removeprefix("new ")
             teachers = [word for name in members for word in ("--teacher", self.subjects[name].path)]
             yield Advice(
                 f"distil {best.teacher} into {student}{keeps}{share}"

@@ -30,7 +30,8 @@ def teach_all(study: Study, epochs: int, student: str, fusions: Sequence[Fusion]
         return study.spec.load(learner.contract, learner.tokenizer_json, needs_labels=True)
 
     trained = [model for model in study.models if parse_source(model.source).scheme is Scheme.PYTHON]
-    named = [(student, student, dict[str, object]()), *((model.name, model.source, dict(model.arguments)) for model in trained)]
+    called = student if student not in names_of(study.models) else f"new {student}"
+    named = [(called, student, dict[str, object]()), *((model.name, model.source, dict(model.arguments)) for model in trained)]
     pairs = [(one, tutor) for one in named for tutor in tutors if tutor.name != one[0]]
     pupils = {
         name: Pupil(

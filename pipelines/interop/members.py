@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+import monograph
 from monograph.errors import ConfigError, DataError, FusionError
 from monograph.export.fusion.align import MISSING, align_classes, class_leader, missing_value
 from monograph.export.fusion.cost import estimate_cost
@@ -74,12 +76,13 @@ def load_models(sources: Sequence[str], folder: Path, arguments: Mapping[str, Ma
     if len(sources) < 2:
         raise ConfigError(f"{len(sources)} model given: how models help one another takes two or more")
     files = []
-    for index, source in enumerate(sources):
+    for source in sources:
         parsed = parse_source(source)
         if parsed.scheme is Scheme.ONNX:
             files.append(read_onnx(parsed.path))
             continue
-        path = folder / f"{index}-{parsed.name}.onnx"
+        told = f"{source} {sorted(arguments.get(source, {}).items())} {monograph.__version__}"
+        path = folder / hashlib.sha256(told.encode()).hexdigest()[:12] / f"{parsed.name}.onnx"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             export_model(source, path, arguments=arguments.get(source))

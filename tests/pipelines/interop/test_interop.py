@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from monograph.errors import ConfigError, DataError
+from monograph.models.onnx_file import read_onnx
+from monograph.models.seen import mark_seen, seen
 from monograph.pipelines.cli import _exit_code
+from monograph.pipelines.data import DataSpec
 from monograph.pipelines.interop import Interop, interop_models
 from monograph.pipelines.interop.result import REPORT_FILE, RESULT_FILE
 from monograph.pipelines.interop.taps import ask
@@ -104,9 +107,6 @@ def test_a_second_study_reads_what_the_first_one_stored(
 
 
 def test_inner_tensors_are_those_that_were_named(trained: Trained, tmp_path: Path) -> None:
-    from monograph.models.onnx_file import read_onnx
-    from monograph.pipelines.data import DataSpec
-
     file = read_onnx(Path(trained.models[1]))
     with DataSpec(trained.data).open(file.contract, None) as rows:
         given = ask(file, rows, "rows", tmp_path)
@@ -161,6 +161,54 @@ def test_a_student_is_set_beside_its_plain_training(trained: Trained, folder: Pa
         assert one.control.estimate is not None
         assert one.gain.amount == pytest.approx(100 * (one.score.estimate - one.control.estimate))
     assert any("cannot be trained" in one.reason or "not trained" in one.reason for one in taught.lessons)
+
+
+def test_lessons_that_are_done_are_not_taught_again(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def studied(epochs: int) -> Interop:
+        return interop_models(trained.models[1:], trained.data, tmp_path, epochs=epochs, student="mlp", on=None)
+
+    first = studied(1)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a student was trained again")
+
+    monkeypatch.setattr("monograph.pipelines.interop.distillation.train", refuse)
+    assert studied(1).lessons == first.lessons
+    for task in (tmp_path / "tasks").glob("lesson-*.json"):
+        task.unlink()  # as if it had been stopped between a training and its record
+    assert studied(1).lessons == first.lessons
+    with pytest.raises(AssertionError, match="trained again"):
+        studied(2)
+
+
+def test_networks_by_their_factories_learn_from_one_another(trained: Trained, tmp_path: Path) -> None:
+    sources = [f"py:monograph.models.students:{name}" for name in ("mlp", "conv")]
+    arguments = {source: {"input_shape": [1, 8, 8], "width": 6} for source in sources}
+    study = interop_models(sources, trained.data, tmp_path, epochs=1, student="mlp", arguments=arguments, on=None)
+    told = {(one.teacher, one.student) for one in study.lessons if not one.reason}
+    assert {("mlp", "conv"), ("conv", "mlp")} <= told
+    assert {("mlp", "new mlp"), ("conv", "new mlp")} <= told
+    assert all(one.student_macs for one in study.lessons if not one.reason)
+
+
+def test_rows_that_a_model_has_seen_are_told(trained: Trained, tmp_path: Path) -> None:
+    copy = tmp_path / "seen.onnx"
+    copy.write_bytes(Path(trained.models[2]).read_bytes())
+    file = read_onnx(copy)
+    rows = DataSpec(trained.data).load(file.contract, None, needs_labels=True)
+    mark_seen(copy, seen("training", rows.take(slice(0, 40))))
+    study = interop_models([trained.models[0], str(copy)], trained.data, tmp_path / "out", quick=True, on=None)
+    assert [one.seen_count for one in study.subjects] == [0, 40]
+    assert any("seen says that it has seen 40 of these rows" in note for note in study.notes)
+
+
+def test_fused_graphs_are_timed(trained: Trained, tmp_path: Path) -> None:
+    study = interop_models(trained.models[:2], trained.data, tmp_path, quick=True)
+    assert study.target == "cpu"
+    (fusion,) = study.fusions
+    assert fusion.latency_ms is not None
+    assert fusion.latency_ms > 0
+    assert all(one.latency_ms for one in study.subjects)
 
 
 def test_the_command_prints_the_record(
