@@ -34,7 +34,9 @@ def interop(
     quick: Annotated[
         bool, typer.Option("--quick", help="Train nothing: estimate distillation by agreement and entropy, and say so.")
     ] = False,
-    budget: Annotated[int, typer.Option(min=1, metavar="EPOCHS", help="Of each short training of a student.")] = 5,
+    budget: Annotated[
+        int, typer.Option(min=1, metavar="STEPS", help="Of each short training of a student: changes of its weights.")
+    ] = 600,
     student: Annotated[
         str, typer.Option(help="Who learns beside models that are PyTorch themselves: a student's name, or `auto:1/10`.")
     ] = "auto:1/10",
@@ -76,7 +78,7 @@ def interop(
             rows,
             output,
             quick=quick,
-            epochs=budget,
+            steps=budget,
             student=student,
             layers={name: tensors.split(",") for name, tensors in map(key_value, layer or ())},
             arguments=dict.fromkeys(models or (), arguments) if arguments else None,

@@ -33,6 +33,7 @@ from monograph.pipelines.training import TrainingSettings, train
 from monograph.runtime.runner import run_all_rows
 
 _SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
+_BATCH_SIZE, _FEWEST_BATCHES = 64, 8
 _ROWS_A_CHOICE = 5
 """The epoch is chosen on one of so many of the rows that the student learns from, never on those that are told."""
 
@@ -95,7 +96,8 @@ class Pupil:
     folder: Path
     """Outputs of finished trainings lie here."""
     rows_sha256: str
-    epochs: int
+    steps: int
+    """Of each training: changes of the weights."""
 
     @cached_property
     def _model(self) -> TorchModel:
@@ -157,7 +159,7 @@ class Pupil:
             control=yardstick.score(control, labels),
             gain=yardstick.change(given, control, labels, "labels alone"),
             student_macs=self.macs,
-            epochs=self.epochs,
+            steps=self.steps,
         )
 
     def _outputs(self, what: str, theirs: Array | None, tutor: Tutor) -> Array:
@@ -166,8 +168,10 @@ class Pupil:
         if not path.exists():
             model, rows = self._fresh(), self._rows
             learned, judged, told = (rows.take(part) for part in self._parts)
+            batch_size = min(_BATCH_SIZE, max(len(learned) // _FEWEST_BATCHES, 1))
             settings = TrainingSettings(
-                epochs=self.epochs,
+                epochs=max(1, round(self.steps / max(len(learned) // batch_size, 1))),
+                batch_size=batch_size,
                 seed=self.yardstick.seed,
                 select="top1" if model.contract.kind.has_classes else "loss",
                 patience=None,
@@ -192,7 +196,7 @@ class Pupil:
     def _key(self, what: str) -> str:
         told = (
             f"{what} {self.name} {self.source} {sorted(self.arguments.items())} {self.first.contract} {self.first.name} "
-            f"{self.rows_sha256} {self.epochs} {self.yardstick.seed} {monograph.__version__}"
+            f"{self.rows_sha256} {self.steps} {self.yardstick.seed} {monograph.__version__}"
         )
         return f"student-{hashlib.sha256(told.encode()).hexdigest()[:24]}"
 

@@ -17,7 +17,7 @@ from monograph.pipelines.interop.running import leader_of
 from monograph.pipelines.interop.study import TASKS, Study, Told, names_of
 
 
-def teach_all(study: Study, epochs: int, student: str, fusions: Sequence[Fusion], on_progress: Told) -> tuple[Lesson, ...]:
+def teach_all(study: Study, steps: int, student: str, fusions: Sequence[Fusion], on_progress: Told) -> tuple[Lesson, ...]:
     """Return what ``student``, and every model that is PyTorch, takes of each model and of the best fusion."""
     leader, tutors = leader_of(study.models), [tutor_of(model) for model in study.models]
     parts = halves(leader.labels, study.yardstick.seed)
@@ -44,14 +44,14 @@ def teach_all(study: Study, epochs: int, student: str, fusions: Sequence[Fusion]
             yardstick=study.yardstick,
             folder=study.folder / TASKS,
             rows_sha256=study.rows_sha256,
-            epochs=epochs,
+            steps=steps,
         )
         for name, source, arguments in named
     }
     made = []
     for number, ((name, source, arguments), tutor) in enumerate(pairs):
         on_progress(number, len(pairs), f"{name} learns from {tutor.name}")
-        what = f"lesson {name} {source} {sorted(arguments.items())} {epochs} {tutor.name}"
+        what = f"lesson {name} {source} {sorted(arguments.items())} {steps} {tutor.name}"
         names = names_of(study.models) if tutor.path is None else [tutor.name, leader.name]
         made.append(study.kept(what, names, Lesson, partial(_lesson, pupils[name], tutor)))
     on_progress(len(pairs), len(pairs), "students")

@@ -221,7 +221,8 @@ class Lesson:
     gain: Change | None = None
     """Over that control."""
     student_macs: int | None = None
-    epochs: int | None = None
+    steps: int | None = None
+    """Of each of the two trainings."""
     reason: str = ""
 
 

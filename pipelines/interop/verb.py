@@ -51,7 +51,7 @@ def interop_models(
     out: str | Path,
     *,
     quick: bool = False,
-    epochs: int = 5,
+    steps: int = 600,
     student: str = "auto:1/10",
     layers: Mapping[str, Sequence[str]] | None = None,
     arguments: Mapping[str, Mapping[str, object]] | None = None,
@@ -70,7 +70,7 @@ def interop_models(
         data: DATA with labels that no model was trained on, 30 rows or more.
         out: a folder; exported models, outputs, finished tasks, the record and the page lie there.
         quick: train nothing: distillation is estimated by agreement and entropy.
-        epochs: of each short training.
+        steps: of each short training, whose time so does not grow with the rows.
         student: who learns beside models that are PyTorch themselves.
         layers: inner tensors to compare, by model name or SOURCE; a few evenly spaced ones by default.
         arguments: of the factories of ``py:`` sources, by SOURCE.
@@ -105,7 +105,7 @@ def interop_models(
     pairs = tuple(combinations(own, 2))
     likenesses = tuple(study.kept("cka", names_of(pair), Likeness, partial(likeness, *pair)) for pair in pairs)
     stitches = tuple(study.kept("stitch", names_of(pair), Stitch, partial(stitch, *pair, seed)) for pair in permutations(own, 2))
-    lessons = _lessons(study, quick, epochs, student, fusions, on_progress)
+    lessons = _lessons(study, quick, steps, student, fusions, on_progress)
     result = Interop(
         title=" · ".join(model.name for model in loaded),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -207,7 +207,7 @@ def _soups(study: Study, on_progress: Told) -> tuple[Soup, ...]:
 
 
 def _lessons(
-    study: Study, quick: bool, epochs: int, student: str, fusions: Sequence[Fusion], on_progress: Told
+    study: Study, quick: bool, steps: int, student: str, fusions: Sequence[Fusion], on_progress: Told
 ) -> tuple[Lesson, ...]:
     """Return what students take of teachers, or an estimate of it; only the former needs PyTorch."""
     if quick:
@@ -216,7 +216,7 @@ def _lessons(
         return tuple(estimate_lesson(*pair, study.yardstick) for pair in permutations(study.models, 2))
     from monograph.pipelines.interop.lessons import teach_all
 
-    return teach_all(study, epochs, student, fusions, on_progress)
+    return teach_all(study, steps, student, fusions, on_progress)
 
 
 def _notes(models: Sequence[Model], quick: bool) -> tuple[str, ...]:

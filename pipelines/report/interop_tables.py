@@ -177,6 +177,7 @@ def _ranking_grid(fusions: Sequence[Fusion]) -> Grid:
 
 def lesson_grid(study: Interop) -> Grid:
     """Return what students took, or an estimate of it."""
+    told = [one for one in study.lessons if not one.reason]
     rows = tuple(
         (
             f"{one.teacher} → {one.student}",
@@ -186,9 +187,9 @@ def lesson_grid(study: Interop) -> Grid:
             _share(one.retention),
             _share(one.agreement),
             _number(one.entropy),
-            one.reason or ("estimate: nothing was trained" if one.is_estimate else f"{one.epochs} epochs"),
+            "estimate: nothing was trained" if one.is_estimate else f"{one.steps} steps",
         )
-        for one in study.lessons
+        for one in told
     )
     gain = "gain, points" if study.metric == _TOP1 else f"gain, {study.metric}"
     headings = (
@@ -202,6 +203,11 @@ def lesson_grid(study: Interop) -> Grid:
         "remark",
     )
     note = "all on the half of the rows that no student learnt from; entropy of the teacher's probabilities in nats"
+    untold: dict[str, list[str]] = {}
+    for one in study.lessons:
+        if one.reason and one.student not in untold.setdefault(one.reason, []):
+            untold[one.reason].append(one.student)
+    note += "".join(f". Not taught: {', '.join(students)}: {reason}" for reason, students in untold.items())
     return Grid("what students take", headings, rows, note, words=("remark",))
 
 
