@@ -13,6 +13,7 @@ _FEWEST_SAVED = 0.9
 """A cascade, or a smaller fusion, is worth it below this share of the dear model's multiply-accumulates."""
 _FEWEST_HARD = 0.005
 """Of the rows: with fewer to pass on, the dear model is not needed at all."""
+_MOST_CASCADES, _MOST_NAMED = 3, 2
 _LARGEST_LOSS_POINTS = 0.5
 """Of top-1 that a cascade or a soup may lose to be advised."""
 
@@ -69,9 +70,9 @@ class _Adviser:
             is_shown=True,
         )
         yield from self._cheaper(best, shown)
-        for name in dict.fromkeys(name for one in told for name in one.members):
-            if name not in running:
-                yield self._adds_nothing(name, list(running), told, best)
+        others = [name for name in dict.fromkeys(name for one in told for name in one.members) if name not in running]
+        if others:
+            yield self._add_nothing(others, list(running), told, best)
 
     def _cheaper(self, best: Fusion, shown: Sequence[Fusion]) -> Iterator[Advice]:
         """Yield the best of the fusions that gain, too, and cost clearly less than ``best``."""
@@ -95,16 +96,20 @@ class _Adviser:
         weights = ",".join(f"{weight:.4g}" for weight in running.values())
         return command("fuse", *(self.subjects[name].path for name in running), "--weights", weights, "-o", "fused.onnx")
 
-    def _adds_nothing(self, name: str, names: Sequence[str], told: Sequence[Fusion], best: Fusion) -> Advice:
-        """Return why a model is not part of the best fusion."""
-        wider = [one for one in told if name in one.members and set(names) <= set(one.members)]
-        if not wider:
-            return Advice(f"leave {name} out", f"no fusion of it with {joined(names)} was measured or fits")
-        change = self._reached(wider[0].score) - self._reached(best.score)
-        amount = (
-            f"top-1 changes by {100 * change:+.2f} points" if self.metric == TOP1 else f"{self.metric} changes by {change:+.4f}"
-        )
-        return Advice(f"leave {name} out: it adds nothing", f"with it {amount}, held out")
+    def _add_nothing(self, others: Sequence[str], names: Sequence[str], told: Sequence[Fusion], best: Fusion) -> Advice:
+        """Return why models are not part of the best fusion."""
+        reasons = []
+        for name in others:
+            wider = [one for one in told if name in one.members and set(names) <= set(one.members)]
+            if not wider:
+                reasons.append(f"no fusion of {name} with {joined(names)} was measured or fits")
+                continue
+            change = self._reached(wider[0].score) - self._reached(best.score)
+            amount = f"{100 * change:+.2f} points of top-1" if self.metric == TOP1 else f"{change:+.4f} {self.metric}"
+            rest = [one for one in wider[0].members if one not in names]
+            reasons.append(f"with {joined(rest) if len(rest) <= _MOST_NAMED else 'all of them'} {amount}, held out")
+        add = "it adds" if len(others) == 1 else "they add"
+        return Advice(f"leave {joined(others)} out: {add} nothing", "; ".join(dict.fromkeys(reasons)))
 
     def _reached(self, score: Score | None) -> float:
         """Return the metric so that higher is better."""
@@ -113,21 +118,29 @@ class _Adviser:
         return -score.estimate if self.metric == RMSE else score.estimate
 
     def cascades(self, cascades: Sequence[Cascade]) -> Iterator[Advice]:
-        """Yield those that cost less than the dear model alone and lose next to nothing."""
+        """Yield those that are about as good as the best model, cost less than their dear one, and that nothing beats in both."""
+        alone = [(one.macs, self._reached(one.score)) for one in self.subjects.values() if one.macs]
+        known = [*alone, *((one.macs, self._reached(one.score)) for one in cascades if one.macs)]
+        least = max((reached for _, reached in alone), default=0.0) - _LARGEST_LOSS_POINTS / 100
+        worth = []
         for one in cascades:
             dear = self.subjects[one.dear].macs
             if one.change is None or one.macs is None or one.hard_share is None or not dear:
                 continue
-            if one.hard_share < _FEWEST_HARD:
-                continue  # the cheap model is as good by itself
-            if one.change.amount >= -_LARGEST_LOSS_POINTS and one.macs < _FEWEST_SAVED * dear:
-                paths = [self.subjects[name].path for name in (one.cheap, one.dear)]
-                yield Advice(
-                    f"let {one.cheap} answer, and {one.dear} the {one.hard_share:.0%} of rows on which it is unsure: "
-                    f"{change_text(one.change, self.metric)} at {one.macs / dear:.0%} of the MACs",
-                    f"beside {one.dear} alone; estimated from stored outputs, held out",
-                    command("fuse", *paths, "--cascade", "--fit", *self.data_words, "-o", "cascade.onnx"),
-                )
+            if one.hard_share < _FEWEST_HARD or self._reached(one.score) < least:
+                continue  # the cheap model is as good by itself, or another model is better
+            own = one.macs, self._reached(one.score)
+            is_beaten = any(macs <= own[0] and reached >= own[1] and (macs, reached) != own for macs, reached in known)
+            if one.change.amount >= -_LARGEST_LOSS_POINTS and one.macs < _FEWEST_SAVED * dear and not is_beaten:
+                worth.append((own[1], one, one.change, f"{one.macs / dear:.0%} of the MACs"))
+        for _, one, change, cost in sorted(worth, key=lambda found: -found[0])[:_MOST_CASCADES]:
+            paths = [self.subjects[name].path for name in (one.cheap, one.dear)]
+            yield Advice(
+                f"let {one.cheap} answer, and {one.dear} the {one.hard_share or 0.0:.0%} of rows on which it is unsure: "
+                f"{change_text(change, self.metric)} at {cost}",
+                f"beside {one.dear} alone; estimated from stored outputs, held out",
+                command("fuse", *paths, "--cascade", "--fit", *self.data_words, "-o", "cascade.onnx"),
+            )
 
     def soups(self, soups: Sequence[Soup]) -> Iterator[Advice]:
         """Yield those that lose next to nothing."""

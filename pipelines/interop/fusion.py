@@ -53,14 +53,13 @@ class Cost:
     latency_ms: float | None
 
 
-def fuse_outputs(models: Sequence[Model], yardstick: Yardstick, rows_sha256: str, cost: Cost) -> Fusion:
-    """Return what the weighted fusion of ``models`` gives, held out: no model is run for it.
+def fuse_outputs(models: Sequence[Model], yardstick: Yardstick, rows_sha256: str) -> Fusion:
+    """Return what the weighted fusion of ``models`` gives, held out: no model is run for it, and what it costs is not told.
 
     Args:
         models: two or more, with answers.
         yardstick: by which it is judged.
         rows_sha256: of the rows.
-        cost: of the fused graph.
     """
     names = tuple(model.name for model in models)
     try:
@@ -85,8 +84,6 @@ def fuse_outputs(models: Sequence[Model], yardstick: Yardstick, rows_sha256: str
         ranking=yardstick.ranking(mixed, members, labels),
         ece_before=None if before is None else before.ece,
         ece_tempered=_tempered_ece(form, validation, yardstick),
-        macs=cost.macs,
-        latency_ms=cost.latency_ms,
         error_correlation=_error_correlation(*list(members.values())[:2], labels=labels)
         if len(models) == 2 and not yardstick.has_classes
         else None,

@@ -107,8 +107,9 @@ class Fusion:
     ece_tempered: float | None = None
     """Of the fusion with a temperature a member, held out; None where no member gives logits."""
     macs: int | None = None
+    """Of the graph of those members that have any weight."""
     latency_ms: float | None = None
-    """The median of a row, of the fused graph."""
+    """The median of a row, of that graph."""
     error_correlation: Score | None = None
     """Of two models of numbers: Pearson's, of their errors; what a mean of them can cancel is what is not in common."""
     diversity: Diversity | None = None

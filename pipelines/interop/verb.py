@@ -173,9 +173,15 @@ def _fusions(study: Study, contacts: Sequence[Contact], on_progress: Told) -> tu
     made = []
     for number, group in enumerate(groups):
         on_progress(number, len(groups), "fusions")
-        cost = study.kept(f"cost {study.target}", names_of(group), Cost, partial(cost_of, study, group))
-        make = partial(fuse_outputs, group, study.yardstick, study.rows_sha256, cost)
-        made.append(study.kept(f"fusion {cost}", names_of(group), Fusion, make))
+        fusion = study.kept("fusion", names_of(group), Fusion, partial(fuse_outputs, group, study.yardstick, study.rows_sha256))
+        running = [model for model, weight in zip(group, fusion.weights, strict=False) if weight > 0]
+        if len(running) == 1:
+            cost = Cost(running[0].macs, study.latency_ms[running[0].name])
+        elif running:
+            cost = study.kept(f"cost {study.target}", names_of(running), Cost, partial(cost_of, study, running))
+        else:
+            cost = Cost(None, None)
+        made.append(replace(fusion, macs=cost.macs, latency_ms=cost.latency_ms))
     on_progress(len(groups), len(groups), "fusions")
     return tuple(made)
 

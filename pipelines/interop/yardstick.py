@@ -96,7 +96,7 @@ class Yardstick:
         if self.metric == TOP1:
             was, now = (one.argmax(axis=1) == labels for one in (old, new))
             lost = paired_loss_interval(int((was & ~now).sum()), int((now & ~was).sum()), len(labels), CONFIDENCE)
-            return Interval(-100 * lost.estimate, -100 * lost.high, -100 * lost.low)
+            return Interval(*(0.0 - 100 * share for share in (lost.estimate, lost.high, lost.low)))  # 0 has no sign
         if self.metric == RMSE:
             errors = np.stack([np.ones(len(labels)), _squared_errors(old, labels), _squared_errors(new, labels)], axis=1)
             return paired_bootstrap_interval(errors, _lower_rmse, None, self.seed, CONFIDENCE)

@@ -13,6 +13,7 @@ from monograph.pipelines.report import view
 from monograph.pipelines.report.interop_plots import (
     Matrix,
     heatmap_svg,
+    last_layers_matrix,
     layer_matrices,
     lesson_matrix,
     pair_matrices,
@@ -45,7 +46,7 @@ def write_interop_page(study: Interop, path: Path) -> None:
 
 def render_interop_page(study: Interop) -> str:
     """Return the page."""
-    lesson = lesson_matrix(study)
+    lesson, last = lesson_matrix(study), last_layers_matrix(study)
     content: dict[str, Any] = {
         "version": study.monograph,
         "created": study.created,
@@ -67,6 +68,7 @@ def render_interop_page(study: Interop) -> str:
         "transfers": tables.transfer_grid(study) if study.transfers else None,
         "stitches": tables.stitch_grid(study) if study.stitches else None,
         "pair_maps": [_heatmap(one, f"pair{number}") for number, one in enumerate(pair_matrices(study))],
+        "last_map": _heatmap(last, "last") if last else None,
         "layer_maps": [_heatmap(one, f"cka{number}") for number, one in enumerate(layer_matrices(study))],
         "trade": _trade(study),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from monograph.pipelines.interop.result import Fusion, Lesson
 
 _MILLION = 1e6
+_MOST_NAMED = 14
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,17 @@ def pair_matrices(study: Interop) -> Iterator[Matrix]:
         )
 
 
+def last_layers_matrix(study: Interop) -> Matrix | None:
+    """Return the CKA of the last features of all pairs, where there are more than two models."""
+    told = {frozenset((one.first, one.second)): one.cka[-1][-1] for one in study.likenesses if one.cka}
+    if len(told) < 2:
+        return None
+    names = tuple(dict.fromkeys(name for one in study.likenesses if one.cka for name in (one.first, one.second)))
+    cells = tuple(tuple(told.get(frozenset((row, column))) if row != column else None for column in names) for row in names)
+    note = "linear CKA of what feeds the heads; 1 is alike up to a rotation and a scale"
+    return Matrix("Likeness of the last features", names, names, cells, 0.0, 1.0, "{:.2f}", note)
+
+
 def layer_matrices(study: Interop) -> Iterator[Matrix]:
     """Yield the CKA of the layers of each pair."""
     for one in study.likenesses:
@@ -125,7 +137,12 @@ def lesson_matrix(study: Interop) -> Matrix | None:
     told = {(one.teacher, one.student): one for one in study.lessons if not one.reason}
     if not told:
         return None
-    teachers, students = (tuple(dict.fromkeys(pair[end] for pair in told)) for end in (0, 1))
+    known = [one.name for one in study.subjects]
+    # Those that are both stand in one order, so that the diagonal is where no one teaches itself.
+    teachers, students = (
+        tuple(dict.fromkeys([*(name for name in known if name in named), *named]))
+        for named in ([pair[end] for pair in told] for end in (0, 1))
+    )
     values = {pair: one.agreement if study.quick else one.retention for pair, one in told.items()}
     cells = tuple(
         tuple(None if (value := values.get((row, column))) is None else 100 * value for column in students) for row in teachers
@@ -161,7 +178,24 @@ def trade_points(study: Interop) -> list[Point]:
         add(f"soup of {soup.first}, {soup.second}", "baseline", soup.macs, soup.score)
     for lesson in _best_lessons(study):
         add(f"{lesson.student} of {lesson.teacher}", "student", lesson.student_macs, lesson.score)
-    return points
+    return _named_where_it_matters(points)
+
+
+def _named_where_it_matters(points: list[Point]) -> list[Point]:
+    """Return the points; of many only models and those that no other beats in both are named."""
+    if len(points) <= _MOST_NAMED:
+        return points
+    best, named = float("-inf"), set()
+    for one in sorted(points, key=lambda one: (one.cost.estimate, -_worth(one))):
+        if _worth(one) > best:
+            best = _worth(one)
+            named.add(one.name)
+    return [replace(one, is_named=one.role == "member" or one.name in named) for one in points]
+
+
+def _worth(point: Point) -> float:
+    assert point.merit is not None
+    return -point.merit.interval.estimate if point.merit.is_error else point.merit.interval.estimate
 
 
 def _best_lessons(study: Interop) -> list[Lesson]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _TOP1 = "top-1"
 _SMALLEST_TRUNK_BYTES = 50_000
+_MOST_FUSIONS, _MOST_MEMBERS = 10, 3
 
 PAIR_STATISTICS = ("disagreement", "double fault", "Yule's Q", "error consistency", "oracle accuracy", "churn")
 _SHARES = ("disagreement", "double fault", "oracle accuracy", "churn")
@@ -27,17 +28,25 @@ def interop_tables(study: Interop) -> Iterator[Table]:
     grids = [subject_grid(study)]
     if any(not one.fits or one.adapted or one.shared_macs for one in study.contacts):
         grids.append(contact_grid(study))
-    if told := [one for one in study.fusions if not one.reason]:
-        grids.append(_short_fusions(study, told))
+    if told := _best_first(study):
+        grids.append(_short_fusions(study, told[:_MOST_FUSIONS]))
     for grid in (*grids, advice_grid(study)):
         yield grid_table(grid)
+
+
+def _best_first(study: Interop) -> list[Fusion]:
+    """Return the fusions that have figures, the best by the metric of the study first where there are many."""
+    told = [one for one in study.fusions if not one.reason]
+    sign = 1 if study.metric == "RMSE" else -1
+    if len(told) <= _MOST_FUSIONS:
+        return told
+    return sorted(told, key=lambda one: sign * ((one.score.estimate if one.score else None) or 0.0))
 
 
 def _short_fusions(study: Interop, told: Sequence[Fusion]) -> Grid:
     rows = tuple(
         (
-            " + ".join(one.members),
-            "/".join(f"{weight:.2f}" for weight in one.weights),
+            *_who(one),
             merit_text(study.metric, one.score).partition(" [")[0],
             _change(one.gain, study.metric),
             _number(one.latency_ms),
@@ -97,7 +106,7 @@ def contact_grid(study: Interop) -> Grid:
 
 def fusion_grids(study: Interop) -> list[Grid]:
     """Return what fusions give, and how differently the pairs err."""
-    told = [one for one in study.fusions if not one.reason]
+    told = _best_first(study)
     made = []
     if told:
         note = (
@@ -107,7 +116,13 @@ def fusion_grids(study: Interop) -> list[Grid]:
         timed = f"; latency of a row on {study.target}, of the fused graph" if study.target else ""
         gain = "gain, points" if study.metric == _TOP1 else f"gain, {study.metric}"
         headings = ("fusion", "weights", merit_heading(study.metric), gain, "ECE %", "MACs", "p50 ms")
-        made.append(Grid("fusions, held out", headings, tuple(_fusion_row(one, study.metric) for one in told), note + timed))
+        rows = tuple(_fusion_row(one, study.metric) for one in told)
+        if len(rows) <= _MOST_FUSIONS:
+            made.append(Grid("fusions, held out", headings, rows, note + timed))
+        else:
+            title = f"the best {_MOST_FUSIONS} of {len(rows)} fusions, held out"
+            made.append(Grid(title, headings, rows[:_MOST_FUSIONS], note + timed))
+            made.append(Grid("all fusions, held out", headings, rows))
     if ranked := [one for one in told if one.ranking is not None]:
         made.append(_ranking_grid(ranked))
     if correlated := [one for one in told if one.error_correlation is not None]:
@@ -278,11 +293,19 @@ def _change(change: Change | None, metric: str) -> str:
     return pattern.format(change.amount, change.low, change.high)
 
 
+def _who(fusion: Fusion) -> tuple[str, str]:
+    """Return members and weights; of many members those that count."""
+    kept = [(name, f"{weight:.2f}") for name, weight in zip(fusion.members, fusion.weights, strict=True)]
+    if len(kept) > _MOST_MEMBERS:
+        running = [one for one, weight in zip(kept, fusion.weights, strict=True) if weight > 0]
+        return f"all {len(kept)}: " + " + ".join(name for name, _ in running), "/".join(weight for _, weight in running)
+    return " + ".join(name for name, _ in kept), "/".join(weight for _, weight in kept)
+
+
 def _fusion_row(one: Fusion, metric: str) -> tuple[str, ...]:
     ece = [one.ece_before, None if one.accuracy is None else one.accuracy.ece, one.ece_tempered]
     return (
-        " + ".join(one.members),
-        "/".join(f"{weight:.2f}" for weight in one.weights),
+        *_who(one),
         merit_text(metric, one.score),
         _change(one.gain, metric),
         " → ".join(MISSING if value is None else significant(100 * value, 2) for value in ece),

@@ -34,6 +34,8 @@ class Point:
     """For people, with its unit."""
     merit: Merit | None
     """None where it was not scored, which puts a tick on the axis of costs."""
+    is_named: bool = True
+    """False draws it small, with its name on hovering alone: of many points those that matter keep theirs."""
 
     @property
     def tooltip(self) -> str:
@@ -83,7 +85,7 @@ def trade_svg(points: Sequence[Point], *, over: str, label: str, key: str, width
         for index, one in enumerate([*scored, *unscored]):
             tooltips[f"tip-{index}"] = one.tooltip
             _draw_point(axes, one, f"tip-{index}")
-        _label_points(figure, axes, [*scored, *unscored], width)
+        _label_points(figure, axes, [one for one in (*scored, *unscored) if one.is_named], width)
         names = ", ".join(tooltips.values())
         return to_svg(figure, key=key, description=f"Accuracy over {over}: {names}", tooltips=tooltips)
 
@@ -132,6 +134,9 @@ def _draw_point(axes: Axes, one: Point, gid: str) -> None:
         return
     drawn = one.merit.drawn
     y = drawn.estimate
+    if not one.is_named:
+        axes.plot([x], [y], "o", color=colour, markersize=4.5, alpha=0.45, markeredgewidth=0, gid=gid, zorder=2)
+        return
     axes.plot([x, x], [drawn.low, drawn.high], color=colour, linewidth=1.2, zorder=2)
     axes.plot([one.cost.low, one.cost.high], [y, y], color=colour, linewidth=1.2, zorder=2)
     fill = PAPER if one.role == "baseline" else colour
