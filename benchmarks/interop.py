@@ -1,23 +1,23 @@
-"""Can these models work together? The study of four sets of models, with the time and the memory that it takes.
+"""Can these models work together? The study of five sets of models, with the time and the memory that it takes.
 
-``python benchmarks/interop.py [--only digits,recommenders,photographs,scale] [--folder FOLDER] [-o FILE]``
+``python benchmarks/interop.py [--only digits,recommenders,tweets,photographs,scale] [--folder FOLDER] [-o FILE]``
 
 - ``digits``: the three networks of ``pipelines/quickstart.yaml``, on its 1,000 test rows of MNIST, with lessons.
 - ``recommenders``: the three of ``pipelines/recommend.yaml``, on its 20,000 test ratings of MovieLens, ranked for each user.
+- ``tweets``: the two adaptations of MiniLM of ``pipelines/sentiment.yaml``, on its 6,000 test tweets.
 - ``photographs``: EfficientNet-Lite0, 1 and 2 with ImageNet weights and a new head each for clothes (``monograph.adapt_model``,
   head only, 3,000 rows), on 3,000 rows of Fashion-MNIST at 64 pixels.
 - ``scale``: ten networks of four architectures and several sizes on 10,000 rows of Fashion-MNIST. Each runs once: 45 pairs are
   told from what it gave.
 
-Each study runs in a process of its own, whose peak memory is told, and once more in the same folder, where it finds all that was
-done. Writes one JSON file; figures of accuracy are those of ``interop.json``. Exit 1 where ten models take more than ten minutes.
+Each study runs in a process of its own, whose peak memory is told (its own pages, and all with the files that are mapped), and
+once more in the same folder, where it finds all that was done. Writes one JSON file; figures of accuracy are those of ``interop.json``. Exit 1 where ten models take more than ten minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -89,17 +89,22 @@ def main() -> int:
 def _study(case: _Case, folder: Path) -> dict[str, Any]:
     """Run the command twice, and return the main figures of its record."""
     line = [sys.executable, "-m", "monograph", "interop", *case.models, "--data", case.data, "-o", str(folder), *case.options]
-    seconds = []
+    seconds, (own, with_files) = [], (0, 0)
     for _ in range(2):
         began = time.perf_counter()
-        subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+        with subprocess.Popen(line, stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None:
+                time.sleep(0.1)
+                own, with_files = max(own, _memory(process.pid, "RssAnon")), max(with_files, _memory(process.pid, "VmHWM"))
+        if process.returncode:
+            raise SystemExit(process.returncode)
         seconds.append(time.perf_counter() - began)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     found = read_record(folder / RESULT_FILE, Interop)
     return {
         "seconds": seconds[0],
         "seconds_again": seconds[1],
-        "peak_memory_bytes_so_far": peak,
+        "peak_own_bytes": own,
+        "peak_bytes_with_mapped_files": with_files,
         "page_bytes": (folder / REPORT_FILE).stat().st_size,
         "rows": found.row_count,
         "metric": found.metric,
@@ -115,9 +120,24 @@ def _study(case: _Case, folder: Path) -> dict[str, Any]:
             }
             for one in found.fusions
         ],
+        "soups": {f"{one.first} + {one.second}": asdict(one.change) for one in found.soups if one.change},
+        "lessons": {
+            f"{one.teacher} -> {one.student}": {"retention": one.retention, "gain": asdict(one.gain)}
+            for one in found.lessons
+            if one.gain
+        },
         "transfers": {one.model: asdict(one.probe) if one.probe else one.reason for one in found.transfers},
         "advice": [one.text for one in found.advice],
     }
+
+
+def _memory(pid: int, field: str) -> int:
+    """Return bytes of a field of the process's status; 0 where it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:")), 0)
 
 
 def _ndcg_gain(ranking: Any) -> dict[str, Any] | None:
@@ -140,6 +160,11 @@ def _digits(folder: Path) -> _Case:
 def _recommenders(folder: Path) -> _Case:
     run = run_pipeline(_ROOT / "pipelines" / "recommend.yaml", folder / "run")
     return _of_run(run.folder, ("factors", "content", "network"), "--group", "user", "--quick")
+
+
+def _tweets(folder: Path) -> _Case:
+    run = run_pipeline(_ROOT / "pipelines" / "sentiment.yaml", folder / "run")
+    return _of_run(run.folder, ("head", "last_layers"), "--quick")
 
 
 def _of_run(folder: Path, names: Sequence[str], *options: str) -> _Case:
@@ -212,6 +237,7 @@ def _scale(folder: Path) -> _Case:
 _CASES: dict[str, Callable[[Path], _Case]] = {
     "digits": _digits,
     "recommenders": _recommenders,
+    "tweets": _tweets,
     "photographs": _photographs,
     "scale": _scale,
 }

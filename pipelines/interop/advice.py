@@ -151,7 +151,7 @@ class _Adviser:
                 yield Advice(
                     f"average the weights of {one.first} and {one.second}: {change_text(one.change, self.metric)} "
                     "at the cost of one",
-                    f"beside {one.change.over}, the better of the two, on rows that set no statistics",
+                    f"beside {one.change.over}, the better of the two, on the same rows, of which it saw no label",
                     command("fuse", *paths, "--soup", "-o", "soup.onnx"),
                     is_shown=one.change.low > 0,
                 )
