@@ -11,7 +11,8 @@
   told from what it gave.
 
 Each study runs in a process of its own, whose peak memory is told (its own pages, and all with the files that are mapped), and
-once more in the same folder, where it finds all that was done. Writes one JSON file; figures of accuracy are those of ``interop.json``. Exit 1 where ten models take more than ten minutes.
+once more in the same folder, where it finds all that was done. Writes one JSON file; figures of accuracy are those of
+``interop.json``. Exit 1 where ten models take more than ten minutes.
 """
 
 from __future__ import annotations

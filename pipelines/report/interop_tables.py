@@ -165,9 +165,7 @@ def other_grids(study: Interop) -> list[Grid]:
             for one in averaged
         )
         titles = ("soup", merit_heading(study.metric), "over the better one")
-        made.append(
-            Grid("soups", titles, soups, "equal weights, at the cost of one; rows that gave statistics of BatchNorm are left out")
-        )
+        made.append(Grid("soups", titles, soups, "equal weights, at the cost of one; on rows that set no statistics"))
     missing = [(f"cascade {one.cheap} → {one.dear}", one.reason) for one in study.cascades if one.reason]
     missing += [(f"soup of {one.first} and {one.second}", one.reason) for one in study.soups if not one.fits]
     if missing:
