@@ -48,7 +48,8 @@ class Study:
 
     def kept(self, what: str, names: Sequence[str], kind: type[T], make: Callable[[], T]) -> T:
         """Return the record of a task, which is done once: a study that was stopped goes on where it was."""
-        files = " ".join(model.file.sha256 for name in names for model in self.models if model.name == name)
+        meant = [model for name in names for model in self.models if model.name == name]
+        files = " ".join(f"{model.file.sha256} {list(model.answers.parts) if model.answers else ''}" for model in meant)
         grouped = "" if self.yardstick.groups is None else hashlib.sha256(self.yardstick.groups.tobytes()).hexdigest()
         told = f"{what} {' '.join(names)} {files} {self.rows_sha256} {grouped} {self.yardstick.seed} {monograph.__version__}"
         path = self.folder / TASKS / f"{what.split()[0]}-{hashlib.sha256(told.encode()).hexdigest()[:24]}.json"

@@ -191,6 +191,16 @@ def test_networks_by_their_factories_learn_from_one_another(trained: Trained, tm
     assert all(one.student_macs for one in study.lessons if not one.reason)
 
 
+def test_other_layers_are_other_figures(trained: Trained, folder: Path, study: Interop) -> None:
+    first = {one.model: one for one in study.transfers}
+    wide = next(one for one in study.subjects if one.name == "wide")
+    layers = {"wide": [wide.parts[0]]}
+    other = interop_models(trained.models, trained.data, folder, quick=True, on=None, layers=layers)
+    assert next(one for one in other.transfers if one.model == "wide").layer == wide.parts[0] != first["wide"].layer
+    with pytest.raises(ConfigError, match="'broad', which is no model"):
+        interop_models(trained.models, trained.data, folder, quick=True, on=None, layers={"broad": ["x"]})
+
+
 def test_rows_that_a_model_has_seen_are_told(trained: Trained, tmp_path: Path) -> None:
     copy = tmp_path / "seen.onnx"
     copy.write_bytes(Path(trained.models[2]).read_bytes())
