@@ -34,6 +34,7 @@ bench: $(VENV)/.dev system
 	$(VENV)/bin/python benchmarks/distillation/tweets.py
 	$(VENV)/bin/python benchmarks/distillation/table.py
 	$(VENV)/bin/python benchmarks/adaptation.py
+	$(VENV)/bin/python benchmarks/interop.py
 	$(VENV)/bin/monograph run pipelines/recommend.yaml
 	$(VENV)/bin/monograph run pipelines/mobile.yaml
 	$(VENV)/bin/monograph run pipelines/sentiment.yaml

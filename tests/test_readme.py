@@ -32,7 +32,20 @@ def test_the_python_example(tmp_path: Path) -> None:
 def test_the_commands(tmp_path: Path) -> None:
     commands = [line for block in _blocks("sh") for line in block.splitlines() if line.startswith("monograph ")]
     verbs = [shlex.split(command)[1] for command in commands]
-    assert verbs == ["export", "export", "fuse", "verify", "measure", "targets", "distill", "measure", "measure", "fuse", "gate"]
+    assert verbs == [
+        "export",
+        "export",
+        "fuse",
+        "verify",
+        "measure",
+        "targets",
+        "distill",
+        "measure",
+        "measure",
+        "fuse",
+        "interop",
+        "gate",
+    ]
     for command in commands:
         done = subprocess.run(
             [sys.executable, "-m", *shlex.split(command)], cwd=tmp_path, capture_output=True, text=True, check=False
