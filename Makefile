@@ -11,8 +11,9 @@ WITHENV := PATH="$(abspath $(VENV))/bin:$$PATH"
 demo: $(VENV)/.demo
 	$(VENV)/bin/monograph run pipelines/quickstart.yaml
 
+# A worker a core, each kept to it; more than four would want more memory than most machines have.
 test: lint system
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 quick: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -m "not slow and not browser"

@@ -155,7 +155,8 @@ def _print(name: str, study: dict[str, Any]) -> None:
 
 def _digits(folder: Path) -> _Case:
     run = run_pipeline(_ROOT / "pipelines" / "quickstart.yaml", folder / "run")
-    return _of_run(run.folder, ("mlp", "conv", "separable_conv"))
+    students = [word for name in ("auto:1/10", "mlp", "conv", "separable_conv") for word in ("--student", name)]
+    return _of_run(run.folder, ("mlp", "conv", "separable_conv"), *students)
 
 
 def _recommenders(folder: Path) -> _Case:

@@ -38,8 +38,12 @@ def interop(
         int, typer.Option(min=1, metavar="STEPS", help="Of each short training of a student: changes of its weights.")
     ] = 600,
     student: Annotated[
-        str, typer.Option(help="Who learns beside models that are PyTorch themselves: a student's name, or `auto:1/10`.")
-    ] = "auto:1/10",
+        list[str] | None,
+        typer.Option(
+            help="Who learns beside models that are PyTorch themselves: a student's name, or `auto:1/10`, which is the default; "
+            "may be given several times."
+        ),
+    ] = None,
     layer: Annotated[
         list[str] | None,
         typer.Option(
@@ -64,7 +68,7 @@ def interop(
     from rich.console import Console
 
     from monograph.pipelines.interop import interop_models
-    from monograph.pipelines.interop.result import REPORT_FILE
+    from monograph.pipelines.interop.result import DEFAULT_STUDENTS, REPORT_FILE
     from monograph.pipelines.report.interop_tables import interop_tables
 
     rows = data_spec_of(data, data_column, split)
@@ -79,7 +83,7 @@ def interop(
             output,
             quick=quick,
             steps=budget,
-            student=student,
+            students=student or DEFAULT_STUDENTS,
             layers={name: tensors.split(",") for name, tensors in map(key_value, layer or ())},
             arguments=dict.fromkeys(models or (), arguments) if arguments else None,
             group=group,

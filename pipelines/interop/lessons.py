@@ -17,8 +17,10 @@ from monograph.pipelines.interop.running import leader_of
 from monograph.pipelines.interop.study import TASKS, Study, Told, names_of
 
 
-def teach_all(study: Study, steps: int, student: str, fusions: Sequence[Fusion], on_progress: Told) -> tuple[Lesson, ...]:
-    """Return what ``student``, and every model that is PyTorch, takes of each model and of the best fusion."""
+def teach_all(
+    study: Study, steps: int, students: Sequence[str], fusions: Sequence[Fusion], on_progress: Told
+) -> tuple[Lesson, ...]:
+    """Return what each of ``students``, and every model that is PyTorch, takes of each model and of the best fusion."""
     leader, tutors = leader_of(study.models), [tutor_of(model) for model in study.models]
     parts = halves(leader.labels, study.yardstick.seed)
     best = _worth_teaching(study, fusions)
@@ -30,8 +32,12 @@ def teach_all(study: Study, steps: int, student: str, fusions: Sequence[Fusion],
         return study.spec.load(learner.contract, learner.tokenizer_json, needs_labels=True)
 
     trained = [model for model in study.models if parse_source(model.source).scheme is Scheme.PYTHON]
-    called = student if student not in names_of(study.models) else f"new {student}"
-    named = [(called, student, dict[str, object]()), *((model.name, model.source, dict(model.arguments)) for model in trained)]
+    known = names_of(study.models)
+    called = {(student if student not in known else f"new {student}"): student for student in students}
+    named = [
+        *((name, student, dict[str, object]()) for name, student in called.items()),
+        *((model.name, model.source, dict(model.arguments)) for model in trained),
+    ]
     pairs = [(one, tutor) for one in named for tutor in tutors if tutor.name != one[0]]
     pupils = {
         name: Pupil(

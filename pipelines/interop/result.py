@@ -15,6 +15,7 @@ RESULT_FILE, REPORT_FILE = "interop.json", "report.html"
 TOP1, AUC, RMSE = "top-1", "AUC", "RMSE"
 """What a study goes by: of classes, of a score for yes or no, of numbers."""
 R2 = "R²"
+DEFAULT_STUDENTS = ("auto:1/10",)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from monograph.pipelines.interop.fusion import Cost, estimate_cascade, fuse_outp
 from monograph.pipelines.interop.members import Model, check_contract, largest_group, load_models, reading_contract
 from monograph.pipelines.interop.representation import likeness, stitch
 from monograph.pipelines.interop.result import (
+    DEFAULT_STUDENTS,
     REPORT_FILE,
     RESULT_FILE,
     TOP1,
@@ -52,7 +53,7 @@ def interop_models(
     *,
     quick: bool = False,
     steps: int = 600,
-    student: str = "auto:1/10",
+    students: Sequence[str] = DEFAULT_STUDENTS,
     layers: Mapping[str, Sequence[str]] | None = None,
     arguments: Mapping[str, Mapping[str, object]] | None = None,
     group: str | None = None,
@@ -71,7 +72,7 @@ def interop_models(
         out: a folder; exported models, outputs, finished tasks, the record and the page lie there.
         quick: train nothing: distillation is estimated by agreement and entropy.
         steps: of each short training, whose time so does not grow with the rows.
-        student: who learns beside models that are PyTorch themselves.
+        students: who learns beside models that are PyTorch themselves: names of students, or ``auto:1/10``.
         layers: inner tensors to compare, by model name or SOURCE; a few evenly spaced ones by default.
         arguments: of the factories of ``py:`` sources, by SOURCE.
         group: of scores, the column whose rows of one value are ranked against each other, such as a user.
@@ -105,7 +106,7 @@ def interop_models(
     pairs = tuple(combinations(own, 2))
     likenesses = tuple(study.kept("cka", names_of(pair), Likeness, partial(likeness, *pair)) for pair in pairs)
     stitches = tuple(study.kept("stitch", names_of(pair), Stitch, partial(stitch, *pair, seed)) for pair in permutations(own, 2))
-    lessons = _lessons(study, quick, steps, student, fusions, on_progress)
+    lessons = _lessons(study, quick, steps, students, fusions, on_progress)
     result = Interop(
         title=" · ".join(model.name for model in loaded),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -213,7 +214,7 @@ def _soups(study: Study, on_progress: Told) -> tuple[Soup, ...]:
 
 
 def _lessons(
-    study: Study, quick: bool, steps: int, student: str, fusions: Sequence[Fusion], on_progress: Told
+    study: Study, quick: bool, steps: int, students: Sequence[str], fusions: Sequence[Fusion], on_progress: Told
 ) -> tuple[Lesson, ...]:
     """Return what students take of teachers, or an estimate of it; only the former needs PyTorch."""
     if quick:
@@ -222,7 +223,7 @@ def _lessons(
         return tuple(estimate_lesson(*pair, study.yardstick) for pair in permutations(study.models, 2))
     from monograph.pipelines.interop.lessons import teach_all
 
-    return teach_all(study, steps, student, fusions, on_progress)
+    return teach_all(study, steps, students, fusions, on_progress)
 
 
 def _notes(models: Sequence[Model], quick: bool) -> tuple[str, ...]:

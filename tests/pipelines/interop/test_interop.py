@@ -148,7 +148,7 @@ def test_a_model_of_another_task_is_told_and_has_no_figures(trained: Trained, tm
 
 
 def test_a_student_is_set_beside_its_plain_training(trained: Trained, folder: Path, study: Interop) -> None:
-    taught = interop_models(trained.models[1:], trained.data, folder, steps=12, student="mlp", on=None)
+    taught = interop_models(trained.models[1:], trained.data, folder, steps=12, students=["mlp"], on=None)
     lessons = [one for one in taught.lessons if not one.reason]
     assert {"wide", "conv"} <= {one.teacher for one in lessons} <= {"wide", "conv", "wide + conv"}
     for one in lessons:
@@ -165,7 +165,7 @@ def test_a_student_is_set_beside_its_plain_training(trained: Trained, folder: Pa
 
 def test_lessons_that_are_done_are_not_taught_again(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def studied(steps: int) -> Interop:
-        return interop_models(trained.models[1:], trained.data, tmp_path, steps=steps, student="mlp", on=None)
+        return interop_models(trained.models[1:], trained.data, tmp_path, steps=steps, students=["mlp"], on=None)
 
     first = studied(12)
 
@@ -184,7 +184,7 @@ def test_lessons_that_are_done_are_not_taught_again(trained: Trained, tmp_path: 
 def test_networks_by_their_factories_learn_from_one_another(trained: Trained, tmp_path: Path) -> None:
     sources = [f"py:monograph.models.students:{name}" for name in ("mlp", "conv")]
     arguments = {source: {"input_shape": [1, 8, 8], "width": 6} for source in sources}
-    study = interop_models(sources, trained.data, tmp_path, steps=12, student="mlp", arguments=arguments, on=None)
+    study = interop_models(sources, trained.data, tmp_path, steps=12, students=["mlp"], arguments=arguments, on=None)
     told = {(one.teacher, one.student) for one in study.lessons if not one.reason}
     assert {("mlp", "conv"), ("conv", "mlp")} <= told
     assert {("mlp", "new mlp"), ("conv", "new mlp")} <= told

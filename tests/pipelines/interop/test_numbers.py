@@ -140,5 +140,5 @@ def test_regressions_are_told_by_their_rmse(numbers: tuple[list[str], Path, np.n
 
 def test_a_student_of_numbers_learns_from_their_teacher(numbers: tuple[list[str], Path, np.ndarray, np.ndarray]) -> None:
     paths, folder, _, _ = numbers
-    study = interop_models(paths, str(folder / "shared.npz"), folder / "taught", steps=12, student="auto:1/10", on=None)
+    study = interop_models(paths, str(folder / "shared.npz"), folder / "taught", steps=12, students=["auto:1/10"], on=None)
     assert all(one.reason or one.gain is not None for one in study.lessons)
