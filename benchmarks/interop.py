@@ -72,11 +72,11 @@ def main() -> int:
         case = _CASES[name](options.folder / name)
         studies[name] = _study(case, options.folder / name / "study")
         _print(name, studies[name])
+    studies = _earlier(options.output) | studies
     met = studies["scale"]["seconds"] <= _SECONDS_BAR if "scale" in studies else True
     record = {
         "benchmark": "interop",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": f"python benchmarks/interop.py --only {','.join(options.only)}",
+        "command": "python benchmarks/interop.py",
         "environment": asdict(describe_environment(usable_cores(), spinning=True)),
         "bars": {"seconds of ten models on 10,000 rows": _SECONDS_BAR},
         "met": met,
@@ -85,6 +85,11 @@ def main() -> int:
     with write_atomically(options.output) as staged:
         staged.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0 if met else 1
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    """Return the studies that the file holds already: with ``--only`` the others stay, each with its date."""
+    return dict(json.loads(path.read_text(encoding="utf-8"))["studies"]) if path.exists() else {}
 
 
 def _study(case: _Case, folder: Path) -> dict[str, Any]:
@@ -102,6 +107,7 @@ def _study(case: _Case, folder: Path) -> dict[str, Any]:
         seconds.append(time.perf_counter() - began)
     found = read_record(folder / RESULT_FILE, Interop)
     return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": seconds[0],
         "seconds_again": seconds[1],
         "peak_own_bytes": own,
