@@ -180,10 +180,14 @@ def _of_run(folder: Path, names: Sequence[str], *options: str) -> _Case:
     """Return the exported members of a pipeline, and its test rows, which none of its steps fits anything on."""
     steps = folder / "steps"
     models = [
-        str(next(steps.glob(f"export-{name}-*/{name}.onnx"), None) or next(steps.glob(f"adapt-{name}-*/{name}.onnx")))
-        for name in names
+        str(_newest([*steps.glob(f"export-{name}-*/{name}.onnx"), *steps.glob(f"adapt-{name}-*/{name}.onnx")])) for name in names
     ]
-    return _Case(models, str(next(steps.glob("data-*/test.npz"))), options)
+    return _Case(models, str(_newest(list(steps.glob("data-*/test.npz")))), options)
+
+
+def _newest(paths: Sequence[Path]) -> Path:
+    """Return the latest: steps of an earlier version of the code may lie beside it."""
+    return max(paths, key=lambda path: path.stat().st_mtime)
 
 
 def _photographs(folder: Path) -> _Case:
