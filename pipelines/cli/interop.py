@@ -36,7 +36,7 @@ def interop(
     ] = False,
     budget: Annotated[
         int, typer.Option(min=1, metavar="STEPS", help="Of each short training of a student: changes of its weights.")
-    ] = 600,
+    ] = 400,
     student: Annotated[
         list[str] | None,
         typer.Option(

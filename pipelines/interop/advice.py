@@ -173,7 +173,7 @@ class _Adviser:
                 f"distil {best.teacher} into {student}{keeps}{share}"
                 if helps
                 else f"train {student} on labels: {best.teacher} is not shown to teach it more",
-                f"{change_text(best.gain, self.metric)} over its plain training, {best.steps} steps each, held out",
+                f"{change_text(best.gain, self.metric)} over its plain training, three of {best.steps} steps each, held out",
                 command("distill", *teachers, "--student", source, "--data", *self.data_words, "-o", "student") if helps else "",
                 is_shown=helps,
             )

@@ -6,12 +6,13 @@ Shape letters: ``n`` rows, ``c`` classes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 from torch import nn
 
 import monograph
@@ -26,14 +27,18 @@ from monograph.pipelines.distill.answers import KeptAnswers
 from monograph.pipelines.distill.recipe import Recipe, find_loss, teaching_objective
 from monograph.pipelines.distill.student import load_student
 from monograph.pipelines.interop.members import Model
-from monograph.pipelines.interop.result import Lesson
+from monograph.pipelines.interop.result import Change, Lesson
 from monograph.pipelines.interop.yardstick import Yardstick
 from monograph.pipelines.teachers import Teacher, class_order
 from monograph.pipelines.training import TrainingSettings, train
+from monograph.runtime.results import Score
 from monograph.runtime.runner import run_all_rows
+from monograph.runtime.statistics import CONFIDENCE
 
 _SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 _BATCH_SIZE, _FEWEST_BATCHES = 64, 8
+_TRAININGS = 3
+"""One alone may be lucky by several points."""
 _ROWS_A_CHOICE = 5
 """The epoch is chosen on one of so many of the rows that the student learns from, never on those that are told."""
 
@@ -101,7 +106,7 @@ class Pupil:
 
     @cached_property
     def _model(self) -> TorchModel:
-        return self._fresh()
+        return self._fresh(self.yardstick.seed)
 
     @cached_property
     def _rows(self) -> Rows:
@@ -125,11 +130,11 @@ class Pupil:
         path = self.folder / f"{self._key('export')}.onnx"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            export_torch(self._fresh(), path, rows=self._rows.take(slice(0, 8)))
+            export_torch(self._model, path, rows=self._rows.take(slice(0, 8)))
         return count_macs(path)
 
     def learn(self, tutor: Tutor) -> Lesson:
-        """Train the student once on labels, once by the tutor, and return what came of it.
+        """Train the student on labels, and by the tutor, three times each from other weights, and return what came of it.
 
         Raises:
             InputError: it cannot be taught by this tutor.
@@ -137,42 +142,39 @@ class Pupil:
         told, yardstick = self._parts[2], self.yardstick.take(self._parts[2])
         order = class_order(tutor.contract, self._model.contract, tutor.name)
         theirs = np.asarray(tutor.output) if order is None else np.asarray(tutor.output)[:, order]
-        control = self._outputs("labels", None, tutor)
         digest = hashlib.sha256(np.ascontiguousarray(theirs, np.float32).tobytes()).hexdigest()
-        given = self._outputs(f"{tutor.name} {digest}", theirs, tutor)
-        labels = self._labels[told]
-        taught, teaching = (
-            yardstick.probabilities(given, self._model.contract.kind),
-            yardstick.probabilities(theirs[told], tutor.contract.kind),
-        )
-        agreement = None
-        if taught is not None and teaching is not None:
-            agreement = float((taught.argmax(axis=1) == teaching.argmax(axis=1)).mean())
+        labels, kind = self._labels[told], self._model.contract.kind
+        controls = [self._outputs("labels", None, tutor, training) for training in range(_TRAININGS)]
+        taught = [self._outputs(f"{tutor.name} {digest}", theirs, tutor, training) for training in range(_TRAININGS)]
+        teaching = yardstick.probabilities(theirs[told], tutor.contract.kind)
         return Lesson(
             teacher=tutor.name,
             student=self.name,
             is_estimate=False,
-            agreement=agreement,
+            agreement=_mean([_agreement(yardstick.probabilities(one, kind), teaching) for one in taught]),
             entropy=None if teaching is None else _entropy(teaching),
-            score=yardstick.score(given, labels),
-            retention=yardstick.retention(given, theirs[told], labels),
-            control=yardstick.score(control, labels),
-            gain=yardstick.change(given, control, labels, "labels alone"),
+            score=_mean_score([yardstick.score(one, labels) for one in taught]),
+            retention=_mean([yardstick.retention(one, theirs[told], labels) for one in taught]),
+            control=_mean_score([yardstick.score(one, labels) for one in controls]),
+            gain=_mean_change(
+                [yardstick.change(new, old, labels, "labels alone") for new, old in zip(taught, controls, strict=True)]
+            ),
             student_macs=self.macs,
             steps=self.steps,
         )
 
-    def _outputs(self, what: str, theirs: Array | None, tutor: Tutor) -> Array:
-        """Return what the student gives for the held-out rows after one training, which is done once: ``[n, …]``."""
-        path = self.folder / f"{self._key(what)}.npy"
+    def _outputs(self, what: str, theirs: Array | None, tutor: Tutor, training: int) -> Array:
+        """Return what the student gives for the held-out rows after a training, which is done once: ``[n, …]``."""
+        path = self.folder / f"{self._key(f'{what} {training}')}.npy"
         if not path.exists():
-            model, rows = self._fresh(), self._rows
+            seed = self.yardstick.seed + training
+            model, rows = self._fresh(seed), self._rows
             learned, judged, told = (rows.take(part) for part in self._parts)
             batch_size = min(_BATCH_SIZE, max(len(learned) // _FEWEST_BATCHES, 1))
             settings = TrainingSettings(
                 epochs=max(1, round(self.steps / max(len(learned) // batch_size, 1))),
                 batch_size=batch_size,
-                seed=self.yardstick.seed,
+                seed=seed,
                 select="top1" if model.contract.kind.has_classes else "loss",
                 patience=None,
             )
@@ -200,9 +202,9 @@ class Pupil:
         )
         return f"student-{hashlib.sha256(told.encode()).hexdigest()[:24]}"
 
-    def _fresh(self) -> TorchModel:
+    def _fresh(self, seed: int) -> TorchModel:
         """Return the student with weights drawn anew, the classes named as the teacher's are."""
-        learner, _ = load_student(self.source, dict(self.arguments), self.first.as_teacher(), self.yardstick.seed)
+        learner, _ = load_student(self.source, dict(self.arguments), self.first.as_teacher(), seed)
         for module in learner.module.modules():
             reset = getattr(module, "reset_parameters", None)
             if isinstance(module, nn.Module) and callable(reset):
@@ -219,6 +221,36 @@ def _log_probabilities(output: Array, kind: Kind, yardstick: Yardstick) -> Array
     probable = yardstick.probabilities(output, kind)
     assert probable is not None
     return np.log(np.maximum(probable, _SMALLEST_PROBABILITY)).astype(np.float32)
+
+
+def _agreement(own: Array | None, theirs: Array | None) -> float | None:
+    if own is None or theirs is None:
+        return None
+    return float((own.argmax(axis=1) == theirs.argmax(axis=1)).mean())
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if len(known) == len(values) else None
+
+
+def _mean_score(scores: Sequence[Score]) -> Score:
+    estimate, low, high = (_mean([getattr(one, end) for one in scores]) for end in ("estimate", "low", "high"))
+    return Score(estimate, low, high)
+
+
+def _mean_change(changes: Sequence[Change]) -> Change:
+    """Return the mean over trainings, whose interval has room for other rows and for other trainings.
+
+    The trainings share their rows, so that the room for other rows stays that of one; what a mean of few trainings may be off
+    is bounded by Student's t of their spread. Both are independent: their squares add up.
+    """
+    amounts = np.array([one.amount for one in changes])
+    of_trainings = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(amounts) - 1) * stats.sem(amounts)) if len(amounts) > 1 else 0.0
+    amount = float(amounts.mean())
+    below = float(np.hypot(np.mean([one.amount - one.low for one in changes]), of_trainings))
+    above = float(np.hypot(np.mean([one.high - one.amount for one in changes]), of_trainings))
+    return Change(amount, amount - below, amount + above, changes[0].over)
 
 
 def _entropy(probable: Array) -> float:

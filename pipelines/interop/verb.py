@@ -52,7 +52,7 @@ def interop_models(
     out: str | Path,
     *,
     quick: bool = False,
-    steps: int = 600,
+    steps: int = 400,
     students: Sequence[str] = DEFAULT_STUDENTS,
     layers: Mapping[str, Sequence[str]] | None = None,
     arguments: Mapping[str, Mapping[str, object]] | None = None,

@@ -202,7 +202,7 @@ def lesson_grid(study: Interop) -> Grid:
             _share(one.retention),
             _share(one.agreement),
             _number(one.entropy),
-            "estimate: nothing was trained" if one.is_estimate else f"{one.steps} steps",
+            "estimate: nothing was trained" if one.is_estimate else f"3 × {one.steps} steps",
         )
         for one in told
     )
@@ -217,7 +217,12 @@ def lesson_grid(study: Interop) -> Grid:
         "entropy",
         "remark",
     )
-    note = "all on the half of the rows that no student learnt from; entropy of the teacher's probabilities in nats"
+    note = (
+        "means of three trainings, on the half of the rows that no student learnt from; the interval of the gain has room for "
+        "other rows and other trainings; "
+        if any(one.score is not None for one in told)
+        else ""
+    ) + "entropy of the teacher's probabilities in nats"
     untold: dict[str, list[str]] = {}
     for one in study.lessons:
         if one.reason and one.student not in untold.setdefault(one.reason, []):

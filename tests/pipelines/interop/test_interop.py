@@ -14,7 +14,8 @@ from monograph.models.seen import mark_seen, seen
 from monograph.pipelines.cli import _exit_code
 from monograph.pipelines.data import DataSpec
 from monograph.pipelines.interop import Interop, interop_models
-from monograph.pipelines.interop.result import REPORT_FILE, RESULT_FILE
+from monograph.pipelines.interop.distillation import _mean_change
+from monograph.pipelines.interop.result import REPORT_FILE, RESULT_FILE, Change
 from monograph.pipelines.interop.taps import ask
 from monograph.pipelines.records import read_record
 
@@ -161,6 +162,15 @@ def test_a_student_is_set_beside_its_plain_training(trained: Trained, folder: Pa
         assert one.control.estimate is not None
         assert one.gain.amount == pytest.approx(100 * (one.score.estimate - one.control.estimate))
     assert any("cannot be trained" in one.reason or "not trained" in one.reason for one in taught.lessons)
+
+
+def test_the_gain_of_a_lesson_has_room_for_other_trainings() -> None:
+    alike = [Change(1.0, 0.5, 1.75, "labels")] * 3
+    assert _mean_change(alike) == Change(1.0, 0.5, 1.75, "labels")
+    spread = [Change(amount, amount - 0.5, amount + 0.5, "labels") for amount in (0.0, 1.0, 2.0)]
+    told = _mean_change(spread)
+    room = np.hypot(0.5, 4.302653 / np.sqrt(3))  # Student's t of two degrees of freedom, a spread of 1
+    assert (told.amount, told.low, told.high) == pytest.approx((1.0, 1 - room, 1 + room), rel=1e-5)
 
 
 def test_lessons_that_are_done_are_not_taught_again(trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
