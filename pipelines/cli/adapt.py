@@ -90,7 +90,7 @@ def adapt(
     from monograph.pipelines.adapt import adapt_model
     from monograph.pipelines.report.adaptation_tables import adaptation_tables
     from monograph.pipelines.training import Augmentation
-    from monograph.pipelines.training.processes import is_main_process
+    from monograph.pipelines.training.processes import is_main_process, leaving_together
 
     asked: dict[str, Any] = {
         "label_smoothing": label_smoothing,
@@ -107,7 +107,7 @@ def adapt(
     rows = data_spec_of(data, data_column, split)
     assert rows is not None
     progress = Progress()
-    with progress.stage(f"adapt to {output}"):
+    with progress.stage(f"adapt to {output}"), leaving_together():
         adapted = adapt_model(
             model,
             rows,

@@ -116,7 +116,7 @@ def distill(
     from monograph.pipelines.distill import CONFIDENCE, Hints, Recipe, distill_model
     from monograph.pipelines.report.distillation import distillation_tables
     from monograph.pipelines.training import Augmentation, TrainingSettings
-    from monograph.pipelines.training.processes import is_main_process
+    from monograph.pipelines.training.processes import is_main_process, leaving_together
 
     is_named = teacher_weights in ("equal", CONFIDENCE)
     weights = teacher_weights if is_named else tuple(numbers(teacher_weights, "weights of teachers") or ())
@@ -127,7 +127,7 @@ def distill(
     rows = data_spec_of(data, data_column, split)
     assert rows is not None
     progress = Progress()
-    with progress.stage(f"distill to {output}"):
+    with progress.stage(f"distill to {output}"), leaving_together():
         distilled = distill_model(
             teacher,
             student,

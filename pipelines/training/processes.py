@@ -34,6 +34,19 @@ def main_process_first() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def leaving_together() -> Iterator[None]:
+    """Let no process end before all are done with what stands inside, and then take their connections down.
+
+    A process that ended with its connections open would now and then be aborted on its way out, and torchrun would take that
+    for a failure of all.
+    """
+    yield
+    if _state().num_processes > 1:
+        _state().wait_for_everyone()
+        _state().destroy_process_group()
+
+
 def on_main_process(make: Callable[[], T]) -> T:
     """Call ``make`` in the main process and return what it gave in all of them; it is sent as a pickle between processes."""
     made: list[T | None] = [make() if is_main_process() else None]
