@@ -61,7 +61,9 @@ def run_all(
             continue
         ran.append(replace(model, answers=answers, labels=labels, seen_count=seen_count))
     if not any(model.answers is not None for model in ran):
-        raise ConfigError(f"no model runs on {spec.source}: " + "; ".join(f"{one.name}: {one.reason}" for one in ran))
+        reasons = list(dict.fromkeys(one.reason for one in ran))
+        told = reasons[0] if len(reasons) == 1 else "; ".join(f"{one.name}: {one.reason}" for one in ran)
+        raise ConfigError(f"no model runs on {spec.source}: {told}")
     return ran, sha256, groups
 
 

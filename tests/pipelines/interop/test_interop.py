@@ -135,6 +135,12 @@ def test_one_model_is_not_enough(trained: Trained, tmp_path: Path) -> None:
         interop_models(trained.models[:1], trained.data, tmp_path, quick=True, on=None)
 
 
+def test_what_is_wrong_for_all_models_is_said_once(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        interop_models(trained.models, str(tmp_path / "none.npz"), tmp_path / "out", quick=True, on=None)
+    assert str(caught.value).count("no such file") == 1
+
+
 def test_a_model_of_another_task_is_told_and_has_no_figures(trained: Trained, tmp_path: Path) -> None:
     from monograph.pipelines.export import export_model
 
