@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class _Case:
 
     models: Sequence[str]
     data: str
-    options: tuple[str, ...] = field(default=())
+    options: tuple[str, ...] = ()
 
 
 def main() -> int:

@@ -187,7 +187,7 @@ def _ends_in_sigmoid(model: TorchModel) -> bool:
     sigmoids = _Sigmoids()
     with sigmoids:
         output = _run(model, model.module, _probe(model.contract))
-    return any(one.numel() == output.numel() and torch.equal(one.flatten(), output.flatten()) for one in sigmoids.given)
+    return any(_is_same(one, output) for one in sigmoids.given)
 
 
 class _Whole(nn.Module):
@@ -228,9 +228,14 @@ def _head_name(model: TorchModel, inputs: list[Tensor]) -> str | None:
     with _recorded(model.module) as given:
         output = _run(model, model.module, inputs)
     for name, value in reversed(given):
-        if value.numel() == output.numel() and torch.equal(value.flatten(), output.flatten()):
+        if _is_same(value, output):
             return name
     return None
+
+
+def _is_same(value: Tensor, output: Tensor) -> bool:
+    """Tell whether ``value`` is the model's output, flattened or as it is."""
+    return value.numel() == output.numel() and torch.equal(value.flatten(), output.flatten())
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
 from monograph.pipelines.data import DataSpec
-from monograph.pipelines.interop.result import RMSE, TOP1, Advice, Cascade, Change, Fusion, Lesson, Soup, Subject, Transfer
+from monograph.pipelines.interop.result import RMSE, TOP1, Advice, Cascade, Change, Fusion, Lesson, Soup, Subject, Transfer, worth
 from monograph.runtime.results import Score
 
 _FEWEST_SAVED = 0.9
@@ -113,9 +113,7 @@ class _Adviser:
 
     def _reached(self, score: Score | None) -> float:
         """Return the metric so that higher is better."""
-        if score is None or score.estimate is None:
-            return float("-inf")
-        return -score.estimate if self.metric == RMSE else score.estimate
+        return worth(self.metric, score)
 
     def cascades(self, cascades: Sequence[Cascade]) -> Iterator[Advice]:
         """Yield those that are about as good as the best model, cost less than their dear one, and that nothing beats in both."""

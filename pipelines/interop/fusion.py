@@ -19,7 +19,7 @@ from monograph.export.fusion.gain import mix_held_out
 from monograph.models.contract import Contract, Kind
 from monograph.models.data.rows import Array
 from monograph.pipelines.interop.members import Model, halves, validation_of
-from monograph.pipelines.interop.result import AUC, RMSE, Cascade, Diversity, Fusion
+from monograph.pipelines.interop.result import AUC, Cascade, Diversity, Fusion, worth
 from monograph.pipelines.interop.yardstick import Yardstick
 from monograph.runtime.metrics import as_probabilities
 from monograph.runtime.metrics.blocks import no_score, score_of
@@ -107,9 +107,7 @@ def mixed_as_teacher(models: Sequence[Model], fitted: Array, rows_sha256: str) -
 
 def best_of(outputs: Mapping[str, Array], labels: Array, yardstick: Yardstick) -> str:
     """Return the name of the model that is best by the yardstick."""
-    sign = -1 if yardstick.metric == RMSE else 1
-    reached = {name: yardstick.score(output, labels).estimate for name, output in outputs.items()}
-    return max(outputs, key=lambda name: float("-inf") if reached[name] is None else sign * float(reached[name] or 0.0))
+    return max(outputs, key=lambda name: worth(yardstick.metric, yardstick.value(outputs[name], labels)))
 
 
 def _plain_labels(validation: Validation, yardstick: Yardstick) -> Array:

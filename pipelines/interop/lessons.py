@@ -12,7 +12,7 @@ from monograph.models.torch_model import TorchModel
 from monograph.pipelines.interop.distillation import Pupil, Tutor, tutor_of
 from monograph.pipelines.interop.fusion import mixed_as_teacher
 from monograph.pipelines.interop.members import halves
-from monograph.pipelines.interop.result import RMSE, Fusion, Lesson
+from monograph.pipelines.interop.result import Fusion, Lesson, worth
 from monograph.pipelines.interop.running import leader_of
 from monograph.pipelines.interop.study import TASKS, Study, Told, names_of
 
@@ -81,10 +81,6 @@ def _lesson(pupil: Pupil, tutor: Tutor) -> Lesson:
 
 def _worth_teaching(study: Study, fusions: Sequence[Fusion]) -> Fusion | None:
     """Return the best fusion, if it is better than its best member on held-out rows."""
-    sign = -1 if study.yardstick.metric == RMSE else 1
-    best, reached = None, float("-inf")
-    for one in fusions:
-        estimate = None if one.score is None else one.score.estimate
-        if one.gain is not None and one.gain.amount > 0 and estimate is not None and sign * estimate > reached:
-            best, reached = one, sign * estimate
-    return best
+    metric = study.yardstick.metric
+    better = [one for one in fusions if one.gain is not None and one.gain.amount > 0 and one.score is not None]
+    return max(better, key=lambda one: worth(metric, one.score), default=None)

@@ -18,6 +18,14 @@ R2 = "R²"
 DEFAULT_STUDENTS = ("auto:1/10",)
 
 
+def worth(metric: str, figure: Score | float | None) -> float:
+    """Return a figure so that higher is better; minus infinity where there is none."""
+    estimate = figure.estimate if isinstance(figure, Score) else figure
+    if estimate is None:
+        return float("-inf")
+    return -estimate if metric == RMSE else estimate
+
+
 @dataclass(frozen=True)
 class Change:
     """How much better one is than another on the same rows, with its 95% interval."""

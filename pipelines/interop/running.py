@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,9 +15,8 @@ from monograph.models.data.rows import Array
 from monograph.models.seen import read_seen
 from monograph.pipelines.data import DataSpec
 from monograph.pipelines.interop.members import Model, checked_labels, fails_on, reading_contract
+from monograph.pipelines.interop.study import Told
 from monograph.pipelines.interop.taps import ask
-
-Told = Callable[[int, int, str], None]
 
 
 def run_all(

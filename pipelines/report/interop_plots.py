@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from matplotlib.patches import Rectangle
 
+from monograph.pipelines.interop.result import RMSE, TOP1, worth
 from monograph.pipelines.report.formats import count_text, shortened
-from monograph.pipelines.report.merit import TOP1, Merit
+from monograph.pipelines.report.merit import Merit
 from monograph.pipelines.report.model import Role
 from monograph.pipelines.report.svg import ACCENT, INK, MUTED, NARROW, Margins, add_axes, drawing, new_figure, to_svg
 from monograph.pipelines.report.trade_plot import Point
@@ -91,7 +92,7 @@ def pair_matrices(study: Interop) -> Iterator[Matrix]:
 
     is_points = study.metric == TOP1
     largest = max(1.0 if is_points else 1e-9, *(one.gain.amount for one in pairs.values() if one.gain is not None), 0.0)
-    what = "points of top-1" if is_points else "by how much the RMSE is lower" if study.metric == "RMSE" else study.metric
+    what = "points of top-1" if is_points else "by how much the RMSE is lower" if study.metric == RMSE else study.metric
     note, pattern = f"{what} over the better member, held out", "{:+.2f}" if is_points else "{:+.3g}"
     yield of("Gain of fusing", lambda one: one.gain.amount if one.gain else None, pattern, note, ends=(0.0, largest))
     if all(one.diversity is None for one in pairs.values()):
@@ -165,7 +166,7 @@ def trade_points(study: Interop) -> list[Point]:
         if not macs or score is None or score.estimate is None:
             return
         low, high = (score.estimate if end is None else end for end in (score.low, score.high))
-        merit = Merit(study.metric, Interval(score.estimate, low, high), study.row_count, study.metric == "RMSE")
+        merit = Merit(study.metric, Interval(score.estimate, low, high), study.row_count, study.metric == RMSE)
         points.append(Point(name, role, *_cost(macs), merit))
 
     for model in study.subjects:
@@ -200,12 +201,10 @@ def _worth(point: Point) -> float:
 
 def _best_lessons(study: Interop) -> list[Lesson]:
     """Return for each student the lesson of which it took most."""
-    sign = -1 if study.metric == "RMSE" else 1
     told = [one for one in study.lessons if one.score is not None and one.score.estimate is not None]
     students = dict.fromkeys(one.student for one in told)
     return [
-        max((one for one in told if one.student == name), key=lambda one: sign * ((one.score.estimate if one.score else 0) or 0))
-        for name in students
+        max((one for one in told if one.student == name), key=lambda one: worth(study.metric, one.score)) for name in students
     ]
 
 

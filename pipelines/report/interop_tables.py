@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from monograph.pipelines.interop.result import TOP1, worth
 from monograph.pipelines.report.formats import MISSING, count_text, percent, significant
 from monograph.pipelines.report.grid import Grid, grid_table
 from monograph.runtime.results import Interval, Score
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from monograph.pipelines.interop import Interop
     from monograph.pipelines.interop.result import Change, Fusion
 
-_TOP1 = "top-1"
 _SMALLEST_TRUNK_BYTES = 50_000
 _MOST_FUSIONS, _MOST_MEMBERS = 10, 3
 
@@ -37,10 +37,9 @@ def interop_tables(study: Interop) -> Iterator[Table]:
 def _best_first(study: Interop) -> list[Fusion]:
     """Return the fusions that have figures, the best by the metric of the study first where there are many."""
     told = [one for one in study.fusions if not one.reason]
-    sign = 1 if study.metric == "RMSE" else -1
     if len(told) <= _MOST_FUSIONS:
         return told
-    return sorted(told, key=lambda one: sign * ((one.score.estimate if one.score else None) or 0.0))
+    return sorted(told, key=lambda one: -worth(study.metric, one.score))
 
 
 def _short_fusions(study: Interop, told: Sequence[Fusion]) -> Grid:
@@ -53,8 +52,7 @@ def _short_fusions(study: Interop, told: Sequence[Fusion]) -> Grid:
         )
         for one in told
     )
-    gain = "gain, points" if study.metric == _TOP1 else f"gain, {study.metric}"
-    headings = ("fusion", "weights", merit_heading(study.metric), gain, "p50 ms")
+    headings = ("fusion", "weights", merit_heading(study.metric), _gain_heading(study.metric), "p50 ms")
     return Grid("fusions, held out", headings, rows, "gain over the better member; more of each is on the page")
 
 
@@ -114,8 +112,7 @@ def fusion_grids(study: Interop) -> list[Grid]:
             "that member, of the fusion, of the fusion with temperatures"
         )
         timed = f"; latency of a row on {study.target}, of the fused graph" if study.target else ""
-        gain = "gain, points" if study.metric == _TOP1 else f"gain, {study.metric}"
-        headings = ("fusion", "weights", merit_heading(study.metric), gain, "ECE %", "MACs", "p50 ms")
+        headings = ("fusion", "weights", merit_heading(study.metric), _gain_heading(study.metric), "ECE %", "MACs", "p50 ms")
         rows = tuple(_fusion_row(one, study.metric) for one in told)
         if len(rows) <= _MOST_FUSIONS:
             made.append(Grid("fusions, held out", headings, rows, note + timed))
@@ -178,7 +175,7 @@ def _ranking_grid(fusions: Sequence[Fusion]) -> Grid:
     rows = tuple(
         (
             " + ".join(one.members),
-            {"auc": "AUC"}.get(each.metric, each.metric.upper()),
+            each.label,
             _plain(each.fused),
             f"{each.gain.estimate:+.4f} [{each.gain.low:+.4f}, {each.gain.high:+.4f}]",
             each.best_member,
@@ -206,12 +203,11 @@ def lesson_grid(study: Interop) -> Grid:
         )
         for one in told
     )
-    gain = "gain, points" if study.metric == _TOP1 else f"gain, {study.metric}"
     headings = (
         "teacher → student",
         merit_heading(study.metric),
         "plain training",
-        gain,
+        _gain_heading(study.metric),
         "keeps %",
         "agree %",
         "entropy",
@@ -246,7 +242,7 @@ def transfer_grid(study: Interop) -> Grid:
         )
         for one in study.transfers
     )
-    unit = next((" %" if one.metric == _TOP1 else f" {one.metric}" for one in study.transfers if one.probe is not None), "")
+    unit = next((" %" if one.metric == TOP1 else f" {one.metric}" for one in study.transfers if one.probe is not None), "")
     headings = ("model", "features", f"probe{unit}", f"k-NN{unit}", *(f"{count} a class %" for count in shots), "LEEP", "LogME")
     note = "fitted on one half of the rows, told on the other; LEEP and LogME are estimates in nats, of all rows, more is better"
     return Grid("frozen trunks for this task", headings, rows, note, words=("features",))
@@ -270,14 +266,18 @@ def stitch_grid(study: Interop) -> Grid:
 
 def merit_heading(metric: str) -> str:
     """Return the metric of a study with its unit."""
-    return f"{metric} %" if metric == _TOP1 else metric
+    return f"{metric} %" if metric == TOP1 else metric
+
+
+def _gain_heading(metric: str) -> str:
+    return "gain, points" if metric == TOP1 else f"gain, {metric}"
 
 
 def merit_text(metric: str, score: Score | None) -> str:
     """Return a figure with its interval: top-1 in percent, others as they are."""
     if score is None or score.estimate is None:
         return MISSING
-    if metric != _TOP1:
+    if metric != TOP1:
         return _plain(score)
     low, high = (score.estimate if end is None else end for end in (score.low, score.high))
     shown = percent(Interval(score.estimate, low, high))
@@ -294,7 +294,7 @@ def _plain(score: Score | None) -> str:
 def _change(change: Change | None, metric: str) -> str:
     if change is None:
         return MISSING
-    pattern = "{:+.2f} [{:+.2f}, {:+.2f}]" if metric == _TOP1 else "{:+.4f} [{:+.4f}, {:+.4f}]"
+    pattern = "{:+.2f} [{:+.2f}, {:+.2f}]" if metric == TOP1 else "{:+.4f} [{:+.4f}, {:+.4f}]"
     return pattern.format(change.amount, change.low, change.high)
 
 

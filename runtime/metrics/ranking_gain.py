@@ -39,6 +39,11 @@ class MetricGain:
     """By how much the fusion's mean is higher than each member's; the interval is of paired groups."""
 
     @property
+    def label(self) -> str:
+        """The metric's name, for people."""
+        return _LABELS[self.metric]
+
+    @property
     def gain(self) -> Interval:
         """Over the best member."""
         return self.gains[self.best_member]
@@ -47,7 +52,7 @@ class MetricGain:
         """Return one clause for people."""
         bounds = f"[{self.gain.low:+.4f}, {self.gain.high:+.4f}]"
         gained = f"{self.gain.estimate:+.4f} {bounds} over {self.best_member}"
-        return f"{_LABELS[self.metric]} {self.fused.estimate:.4f}, {gained} (mean over {self.group_count:,} groups)"
+        return f"{self.label} {self.fused.estimate:.4f}, {gained} (mean over {self.group_count:,} groups)"
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,14 @@ def test_rmse_is_that_of_scikit_learn_and_less_is_better() -> None:
     assert 0 < kept < 1
 
 
+@pytest.mark.parametrize("groups", [None, np.arange(200) % 7])
+def test_a_value_is_the_estimate_of_its_score(groups: np.ndarray | None) -> None:
+    cases = [(TOP1, np.concatenate([1 - SCORES, SCORES], axis=1), LIKED), (AUC, SCORES, LIKED), (RMSE, SCORES, LIKED + 0.25)]
+    for metric, output, labels in cases:
+        yardstick = Yardstick(metric, groups)
+        assert yardstick.value(output, labels) == pytest.approx(yardstick.score(output, labels).estimate, rel=1e-12)
+
+
 def test_a_teacher_that_knows_nothing_leaves_nothing_to_keep() -> None:
     flat = np.full((200, 1), 0.5)
     assert Yardstick(AUC).retention(SCORES, flat, LIKED) is None
