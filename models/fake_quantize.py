@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_LARGEST_WEIGHT = 127
+LARGEST_WEIGHT = 127
 _LARGEST_ACTIVATION = 255
 
 
@@ -32,16 +32,17 @@ class FakeQuantized(nn.Module):
     :meth:`calibrate` it before it is run, and again when the weights have changed.
     """
 
-    def __init__(self, module: nn.Module, calibration: Sequence[Sequence[Tensor]]) -> None:
+    def __init__(self, module: nn.Module, calibration: Sequence[Sequence[Tensor]], largest_weight: int = LARGEST_WEIGHT) -> None:
         """Watch the inputs of the layers of ``module`` until :meth:`release`.
 
         Args:
             module: what is trained, in place.
             calibration: batches of inputs, on which the ranges of activations are found.
+            largest_weight: steps from zero to the largest weight of a channel: 127, or 64 for weights of 7 bits.
         """
         super().__init__()
         self.module = module
-        self._calibration = calibration
+        self._calibration, self._largest_weight = calibration, largest_weight
         layers = [each for each in module.modules() if isinstance(each, _LAYERS)]
         self.ranges = nn.ModuleList(InputRange() for _ in layers)
         self._hooks = [layer.register_forward_pre_hook(each) for layer, each in zip(layers, self.ranges, strict=True)]
@@ -81,7 +82,7 @@ class FakeQuantized(nn.Module):
         for name, layer in self.module.named_modules():
             key = f"{name}.weight" if name else "weight"
             if key in parameters and isinstance(layer, _LAYERS):
-                yield key, quantise_by_channel(parameters[key])
+                yield key, quantise_by_channel(parameters[key], self._largest_weight)
             elif key in parameters and isinstance(layer, nn.Embedding):
                 low, high = (bound.detach() for bound in parameters[key].aminmax())
                 yield key, quantise_by_tensor(parameters[key], low.clamp(max=0), high.clamp(min=0))
@@ -111,12 +112,12 @@ class InputRange(nn.Module):
         return (quantise_by_tensor(inputs[0].float(), self.low, self.high), *inputs[1:])
 
 
-def quantise_by_channel(weight: Tensor) -> Tensor:
-    """Round ``weight`` ``[k x …]`` to 255 steps, symmetric about zero, as wide as each output channel needs."""
+def quantise_by_channel(weight: Tensor, largest_weight: int = LARGEST_WEIGHT) -> Tensor:
+    """Round ``weight`` ``[k x …]`` to steps symmetric about zero, as wide as each output channel needs."""
     largest = weight.detach().abs().flatten(1).amax(1)  # [k]
-    scale = (largest / _LARGEST_WEIGHT).clamp(min=torch.finfo(weight.dtype).tiny)
+    scale = (largest / largest_weight).clamp(min=torch.finfo(weight.dtype).tiny)
     zero = torch.zeros_like(scale, dtype=torch.int32)
-    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -_LARGEST_WEIGHT, _LARGEST_WEIGHT)
+    return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -largest_weight, largest_weight)
 
 
 def quantise_by_tensor(values: Tensor, low: Tensor, high: Tensor) -> Tensor:

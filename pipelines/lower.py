@@ -53,6 +53,7 @@ def lower_model(
     sizes: Mapping[str, int] | None = None,
     bound: AgreementBound | None = None,
     options: Mapping[str, str] | None = None,
+    processors: str = "any",
 ) -> Lowered:
     """Write ``model`` as what the lowering ``to`` makes of it, proven against it.
 
@@ -66,6 +67,7 @@ def lower_model(
         sizes: of the model's other named dimensions.
         bound: what a quantised model has to reach.
         options: of the execution provider that ``to`` compiles for, such as ``{"soc_model": "57"}``.
+        processors: where 8-bit weights have to be exact: ``any``, or ``vnni`` or ``arm64`` alone, which take their full range.
 
     Raises:
         InputError: the model or the data cannot be used.
@@ -77,6 +79,8 @@ def lower_model(
     if source.scheme is not Scheme.ONNX:
         raise ConfigError(f"{model} is no ONNX file: export it first, monograph export {model} -o {source.name}.onnx")
     file = read_onnx(source.path)
+    if processors != "any" and to in (SESSIONS, ORT_FORMAT):
+        raise ConfigError(f"{to} writes no 8-bit weights for processors: leave --for {processors} out")
     if to == SESSIONS:
         rows = _calibration_rows(as_data_spec(calibration), file.contract, file)[0]
         return split_cascade(file, path, rows=rows)
@@ -98,6 +102,7 @@ def lower_model(
         sizes=sizes,
         bound=bound,
         options=options,
+        processors=processors,
     )
 
 

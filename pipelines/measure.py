@@ -28,6 +28,7 @@ from monograph.pipelines.parity_matrix import (
 )
 from monograph.pipelines.profile import attribute_to_members
 from monograph.pipelines.speed import add_speed, check_comparison
+from monograph.runtime.coverage import coverage_gap
 from monograph.runtime.extras import check_extras, possible_extras
 from monograph.runtime.job import RawRun
 from monograph.runtime.load import LoadSpec
@@ -193,7 +194,9 @@ def _measure_as_it_is(
 ) -> Measurement:
     contender = onnx_contender(file.path.stem, file.path, file.contract, file.sha256, file.size_bytes, target)
     measured = measure(contender, target, rows, settings, keep)
-    return replace(measured, placement=with_work(measured.placement, file))
+    gap = coverage_gap(file, target)
+    warnings = measured.warnings if gap is None else (*measured.warnings, gap)
+    return replace(measured, placement=with_work(measured.placement, file), warnings=warnings)
 
 
 def _completed(measurement: Measurement, file: OnnxFile, target: Target, batch_size: int) -> Measurement:

@@ -18,6 +18,7 @@ from monograph.models.digest import file_sha256, graph_sha256
 from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.pipelines.data import DataSpec
 from monograph.pipelines.export import rows_for
+from monograph.runtime.coverage import require_coverage
 from monograph.runtime.golden import Check, Golden, GoldenBatch, LeftOut, check_batch, check_golden, read_golden
 from monograph.runtime.on_target import SentSession, check_runs_here, open_on_target
 from monograph.runtime.results import Evidence
@@ -92,7 +93,8 @@ def verify_model(
 
     Raises:
         InputError: the file cannot be read, holds no proof that can be run again, or a member is not what was fused; or the
-            target is not here, or takes only what the file has yet to be lowered to.
+            target is not here, takes only what the file has yet to be lowered to, or has an instruction set that the proof does
+            not cover.
         PlacementError: something else than the target would run the model.
     """
     path = Path(model)
@@ -106,6 +108,7 @@ def verify_model(
     check_runs_here(target)
     file = read_onnx(path)
     _check_lowered(file, target)
+    require_coverage(file, target)
     golden = read_golden(file.metadata, str(path))
     if not members and (golden is None or not golden.batches):
         raise SourceError(

@@ -29,3 +29,8 @@ class SessionSpec:
     def from_record(cls, record: Mapping[str, Any]) -> Self:
         """Read back what crossed a process boundary as JSON."""
         return cls(**record)
+
+
+EXACT_PRODUCTS = SessionSpec(config={"session.x64quantprecision": "1"})
+"""The processor, with 8-bit products that never saturate: where its instructions would, ONNX Runtime makes signed weights
+unsigned as it loads the graph. For proofs of files that are meant for other processors."""

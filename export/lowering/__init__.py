@@ -13,6 +13,7 @@ from monograph.export.lowering.qdq_int8 import QDQ_INT8
 from monograph.export.lowering.qnn_context import QNN_CONTEXT
 from monograph.export.lowering.sessions import SESSIONS, split_cascade
 from monograph.export.lowering.static import STATIC_BATCH
+from monograph.export.lowering.weight_forms import PROCESSORS, WEIGHT_FORMS
 
 LOWERINGS: dict[str, Lowering] = {
     lowering.name: lowering
@@ -42,6 +43,6 @@ def find_lowering(name: str) -> Lowering:
 
 
 __all__ = [
-    "LOWERINGS", "LOWERING_KEY", "SESSIONS", "Agreement", "AgreementBound", "Lowered", "Lowering", "find_lowering",
-    "is_quantised", "lower", "lowered_contract", "lowering_of", "split_cascade",
+    "LOWERINGS", "LOWERING_KEY", "PROCESSORS", "SESSIONS", "WEIGHT_FORMS", "Agreement", "AgreementBound", "Lowered", "Lowering",
+    "find_lowering", "is_quantised", "lower", "lowered_contract", "lowering_of", "split_cascade",
 ]  # fmt: skip

@@ -17,6 +17,7 @@ from monograph.runtime.closeness import compare_arrays
 from monograph.runtime.results import Interval
 from monograph.runtime.runner import run_all_rows
 from monograph.runtime.session import open_session
+from monograph.runtime.session_spec import EXACT_PRODUCTS
 from monograph.runtime.statistics import proportion_interval
 
 
@@ -97,7 +98,10 @@ def prove_agreement(
     Raises:
         ParityError: the lowered model cannot be held to be the same model by ``bound``.
     """
-    expected, got = (run_all_rows(open_session(path, spinning=False), contract, rows) for path, contract in (source, lowered))
+    sessions = (open_session(path, spec=EXACT_PRODUCTS, spinning=False) for path, _ in (source, lowered))
+    expected, got = (
+        run_all_rows(session, contract, rows) for session, (_, contract) in zip(sessions, (source, lowered), strict=True)
+    )
     if expected.shape != got.shape:
         raise ParityError(f"{lowered[0].name}: the output has shape {got.shape}, that of its source {expected.shape}")
     found = compare_arrays(expected, got)

@@ -18,12 +18,15 @@ from monograph.export.lowering.static import fold_constants, in_memory
 
 _OPERATORS = ("MatMul", "Gather")
 """A Gemm is made a MatMul first."""
-_SETTINGS = {"weights": "QInt8", "per_channel": True, "reduce_range": False, "operators": [*_OPERATORS]}
+_SETTINGS = {"per_channel": True, "operators": [*_OPERATORS]}
 
 
 def _convert(job: LoweringJob) -> Path:
     config = DynamicQuantConfig(
-        weight_type=QuantType.QInt8, op_types_to_quantize=[*_OPERATORS], per_channel=True, reduce_range=False
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=[*_OPERATORS],
+        per_channel=True,
+        reduce_range=job.weights.reduces_range,
     )
     path = quantise(fold_constants(in_memory(job.source), job.folder), config, job.folder / "quantised.onnx")
     if not any(node.op_type in QUANTISING for node in onnx.load(path, load_external_data=False).graph.node):
@@ -41,4 +44,5 @@ INT8_DYNAMIC = Lowering(
     _SETTINGS,
     fixes_sizes=False,
     ranges_at_run_time=True,
+    chooses_weights=True,
 )

@@ -24,9 +24,7 @@ _FOLDED_INTO_THEM = ("Relu", "Clip")
 """Where one follows a convolution, the range of its output cuts off what it would."""
 _SETTINGS = {
     "activations": "QUInt8",
-    "weights": "QInt8",
     "per_channel": True,
-    "reduce_range": False,
     "calibration": "min-max",
     "operators": [*_WITH_WEIGHTS, *_FOLDED_INTO_THEM],
 }
@@ -43,7 +41,7 @@ def _convert(job: LoweringJob) -> Path:
         op_types_to_quantize=[*_WITH_WEIGHTS, *_FOLDED_INTO_THEM],
         nodes_to_exclude=_without_weights(source),
         per_channel=True,
-        reduce_range=False,
+        reduce_range=job.weights.reduces_range,
         extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
     )
     return quantise(source, config, job.folder / "quantised.onnx")
@@ -62,4 +60,5 @@ INT8_STATIC = Lowering(
     _convert,
     _SETTINGS,
     fixes_sizes=False,
+    chooses_weights=True,
 )

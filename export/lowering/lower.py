@@ -17,9 +17,11 @@ import onnx_ir as ir
 from monograph.errors import ConfigError, ExportError
 from monograph.export.golden import golden_json
 from monograph.export.lowering.agreement import Agreement, AgreementBound, prove_agreement
+from monograph.export.lowering.choose_weights import WeightChoice, choose_weights
 from monograph.export.lowering.lowering import LOWERING_KEY, QUANTISED_TOLERANCE, Lowered, Lowering, LoweringJob
 from monograph.export.lowering.quantise import QUANTISING
 from monograph.export.lowering.static import STATIC_BATCH, fix_contract
+from monograph.export.lowering.weight_forms import ANY, UnsignedWeightsPass, WeightForm, forms_for
 from monograph.export.parity import BATCH_SIZES, ParityProof, draw_batches, open_when_run
 from monograph.export.trace import PROOF_KEY, write_proven
 from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Contract, random_inputs
@@ -27,10 +29,12 @@ from monograph.models.data.rows import Rows
 from monograph.models.inference import infer_contract
 from monograph.models.onnx_file import OnnxFile, load_graph, read_onnx, write_onnx
 from monograph.models.seen import SEEN_KEY, SeenRows, read_seen, seen, seen_metadata
+from monograph.runtime.coverage import INSTRUCTION_SETS_KEY, instruction_sets_json
 from monograph.runtime.environment import installed_versions
 from monograph.runtime.golden import GOLDEN_KEY, GoldenBatch
 from monograph.runtime.on_target import SentSession
 from monograph.runtime.session import open_session
+from monograph.runtime.session_spec import EXACT_PRODUCTS
 from monograph.runtime.targets import find_target
 
 _RANDOM_ROWS = 32
@@ -51,6 +55,7 @@ def lower(
     bound: AgreementBound | None = None,
     is_enforced: bool = True,
     options: Mapping[str, str] | None = None,
+    processors: str = ANY,
 ) -> Lowered:
     """Convert ``source``, prove the written file against it, and only then give it the name ``path``.
 
@@ -65,17 +70,20 @@ def lower(
         bound: what a quantised model has to reach.
         is_enforced: refuse a quantised model that too often chooses another class, instead of warning of it.
         options: of the execution provider that a lowering compiles for.
+        processors: where 8-bit weights have to be exact: ``any``, or ``vnni`` or ``arm64`` alone, which take their full range.
 
     Raises:
-        ConfigError: a size is missing, ``source`` was quantised already, or the target that is compiled for is not here.
+        ConfigError: a size is missing, ``processors`` are not known, ``source`` was quantised already, or the target that is
+            compiled for is not here.
         ExportError: the model cannot be converted.
         ParityError: the lowered model does not compute what its source does; nothing is written.
     """
     if lowering.first is not None and LOWERING_KEY not in source.metadata:
         return _lower_in_turn(
             lowering, source, path, options=options, calibration=calibration, rows=rows, batch_size=batch_size, sizes=sizes,
-            bound=bound, is_enforced=is_enforced,
+            bound=bound, is_enforced=is_enforced, processors=processors,
         )  # fmt: skip
+    _check_processors(lowering, processors)
     if options and lowering.target is None:
         raise ConfigError(f"{lowering.name} compiles for no execution provider, so it takes no --provider-option")
     if lowering.is_quantised and is_quantised(source):
@@ -90,7 +98,7 @@ def lower(
     calibrated_on = calibration or _random_rows(contract)
     with tempfile.TemporaryDirectory(prefix="monograph-lowering-") as name:
         job = LoweringJob(source, contract, calibrated_on, Path(name), options or {})
-        converted = lowering.convert(job)
+        converted, choice = _converted(lowering, job, processors)
         graph = load_graph(converted)
         contract = _with_known_outputs(contract, onnx.load(converted, load_external_data=False))
         graph.metadata_props.clear()  # the converter's own
@@ -98,6 +106,10 @@ def lower(
         kept = {key: text for key, text in source.metadata.items() if key not in _OF_THE_SOURCE}
         kept |= seen_metadata(_seen(lowering, source, calibration, rows), path)
         record = _record(lowering, source, contract, calibrated_on if lowering.is_calibrated else None, options or {})
+        if choice is not None:
+            record["settings"] |= choice.record()
+        if lowering.is_quantised:
+            kept[INSTRUCTION_SETS_KEY] = instruction_sets_json(graph)
         new = _New(lowering, graph, source, path, contract, kept, record, options or {})
         if lowering.is_quantised:
             agreement = _write_agreeing(new, calibration, rows, calibrated_on, bound or AgreementBound(), is_enforced)
@@ -105,8 +117,38 @@ def lower(
             proof: ParityProof | Agreement = agreement
         else:
             proof = _write_equal(new, rows or calibration)
-    notes = (f"{source.path.name} was lowered by {lowering.name} ({_sizes(contract)}): {proof.describe()}",)
-    return Lowered(path, lowering.name, contract, proof, notes, tuple(warnings))
+    notes = [f"{source.path.name} was lowered by {lowering.name} ({_sizes(contract)}): {proof.describe()}"]
+    if choice is not None:
+        notes.append(f"weights: {choice.form.title}, {choice.reason}")
+    return Lowered(path, lowering.name, contract, proof, tuple(notes), tuple(warnings))
+
+
+def _check_processors(lowering: Lowering, processors: str) -> None:
+    forms_for(processors)
+    if processors != ANY and not lowering.chooses_weights:
+        raise ConfigError(f"{lowering.name} writes no 8-bit weights for processors: leave --for {processors} out")
+
+
+def _converted(lowering: Lowering, job: LoweringJob, processors: str) -> tuple[Path, WeightChoice | None]:
+    """Write the lowered graph, with the weights that suit it where the lowering leaves a choice; return the file."""
+    if not lowering.chooses_weights:
+        return lowering.convert(job), None
+    source = (job.source.path, job.source.contract)
+    write = partial(_with_weights, lowering, job)
+    return choose_weights(write, forms_for(processors), source, job.contract, job.rows, processors)
+
+
+def _with_weights(lowering: Lowering, job: LoweringJob, weights: WeightForm) -> Path:
+    """Write the lowered graph with weights of one form, in a folder of its own; return the file."""
+    folder = job.folder / weights.name
+    folder.mkdir()
+    path = lowering.convert(replace(job, folder=folder, weights=weights))
+    if weights.is_unsigned:
+        graph = load_graph(path)
+        UnsignedWeightsPass()(graph)
+        path = folder / "unsigned.onnx"
+        ir.save(graph, path)
+    return path
 
 
 def _lower_in_turn(
@@ -210,8 +252,8 @@ def _write_agreeing(
 
 
 def _own_golden(staged: Path, contract: Contract, rows: Rows | None) -> str:
-    """Return golden batches of a quantised model: what it gives on this processor, for `monograph verify` elsewhere."""
-    session = open_session(staged, spinning=False)
+    """Return golden batches of a quantised model: what it gives with exact products, for `monograph verify` elsewhere."""
+    session = open_session(staged, spec=EXACT_PRODUCTS, spinning=False)
 
     def answered(batch: GoldenBatch) -> GoldenBatch:
         return replace(batch, expected=session(batch.inputs))

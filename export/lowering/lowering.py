@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from monograph.export.lowering.agreement import Agreement
+from monograph.export.lowering.weight_forms import S8, WeightForm
 from monograph.export.parity import ParityProof
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
@@ -33,6 +34,8 @@ class LoweringJob:
     """For what is made on the way; removed afterwards."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Of the execution provider, where the lowering compiles for one."""
+    weights: WeightForm = S8
+    """How 8-bit weights are written."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Lowering:
     """The only target that runs what it writes, and on which it is proven; None where any processor does."""
     first: Lowering | None = None
     """What a float model goes through before it."""
+    chooses_weights: bool = False
+    """Whether it writes 8-bit weights for processors, in a form that is exact on those that it is for."""
     ranges_at_run_time: bool = False
     """Of a quantised one: activations get their range from each batch, and no rows calibrate them."""
 

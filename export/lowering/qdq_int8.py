@@ -13,9 +13,7 @@ from monograph.export.lowering.static import with_fixed_sizes
 
 _SETTINGS = {
     "activations": "QUInt8",
-    "weights": "QInt8",
     "per_channel": True,
-    "reduce_range": False,
     "calibration": "min-max",
     "masks": MARK,
 }
@@ -27,10 +25,9 @@ def _convert(job: LoweringJob) -> Path:
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
-        # Seven bits of weight, for processors whose 8-bit products saturate, cost accuracy everywhere else.
-        reduce_range=False,
+        reduce_range=job.weights.reduces_range,
     )
     return quantise(soften_masks(with_fixed_sizes(job), job.folder / "softened.onnx"), config, job.folder / "quantised.onnx")
 
 
-QDQ_INT8 = Lowering("qdq-int8", "fixed sizes, 8-bit activations and weights", _convert, _SETTINGS)
+QDQ_INT8 = Lowering("qdq-int8", "fixed sizes, 8-bit activations and weights", _convert, _SETTINGS, chooses_weights=True)

@@ -10,6 +10,7 @@ from monograph.pipelines.bundle.forms import Form
 from monograph.pipelines.bundle.plan import BundlePlan
 from monograph.pipelines.gate.check import amount
 from monograph.pipelines.report.formats import milliseconds, percent
+from monograph.runtime.coverage import INSTRUCTION_SETS_KEY, covered_instruction_sets
 from monograph.runtime.results import Measurement
 
 _MOST_CLASSES = 30
@@ -103,6 +104,8 @@ def _origin(plan: BundlePlan) -> Iterator[str]:
 
 def _told(form: Form) -> Sequence[str]:
     told = [] if form.lowering is None else [f"lowered by {form.lowering}"]
+    if INSTRUCTION_SETS_KEY in form.metadata:
+        told.append(f"its 8-bit products are exact on {', '.join(covered_instruction_sets(form))}")
     fusion = form.records.get("fusion")
     members = fusion.get("members") if isinstance(fusion, dict) else None
     if isinstance(members, list):

@@ -17,6 +17,7 @@ from monograph.pipelines.bundle.evidence import (
 )
 from monograph.pipelines.bundle.forms import Form, read_lowered, read_model
 from monograph.pipelines.gate import Verdict
+from monograph.runtime.coverage import coverage_gap
 from monograph.runtime.targets import find_target
 
 _SPDX = re.compile(r"\(*[A-Za-z0-9][A-Za-z0-9.+-]*\)*( (AND|OR|WITH) \(*[A-Za-z0-9][A-Za-z0-9.+-]*\)*)*")
@@ -54,6 +55,9 @@ class BundlePlan:
             notes.append(
                 f"the golden rows of {self.model.path.name} are random ones: real ones come by --data when it is written"
             )
+        gap = coverage_gap(self.model, find_target("cpu"))
+        if gap is not None:
+            notes.append(gap)
         if self.licence is None:
             notes.append("no --licence was given: nobody may know whether they may use the model")
         return notes

@@ -16,6 +16,7 @@ from monograph.pipelines.bundle.forms import MODEL, ORT_FORMAT
 from monograph.pipelines.bundle.golden import FormRecord, is_for, read_form, read_golden_record
 from monograph.pipelines.bundle.manifest import MANIFEST, Manifest, check_bundle
 from monograph.pipelines.verify import Verification, verify_golden
+from monograph.runtime.coverage import require_coverage
 from monograph.runtime.on_target import check_runs_here
 from monograph.runtime.targets import Target, find_target
 
@@ -65,7 +66,8 @@ def verify_bundle(bundle: str | Path, *, on: str = "cpu", tolerance: float | Non
     Raises:
         SourceError: it is no bundle, is damaged, or is unsafe to read.
         BundleError: a file is not what the manifest says.
-        ConfigError: the target is not here, or none of the bundle's models is for it.
+        ConfigError: the target is not here, none of the bundle's models is for it, or the proof of one does not cover its
+            instruction set.
         PlacementError: something else than the target would run the model.
     """
     path = Path(bundle)
@@ -121,6 +123,10 @@ def _contents(folder: Path, manifest: Manifest) -> tuple[Contract, tuple[FormRec
 def _verify_form(folder: Path, form: FormRecord, contract: Contract, target: Target, tolerance: float | None) -> Verification:
     path = folder / form.file
     # A file in ORT format promises what its model does, and cannot be read as ONNX.
-    own = contract if form.lowering == ORT_FORMAT else read_onnx(path).contract
+    own = contract
+    if form.lowering != ORT_FORMAT:
+        file = read_onnx(path)
+        require_coverage(file, target)
+        own = file.contract
     allowed = form.allowed_on(target.name) if tolerance is None else tolerance
     return replace(verify_golden(path, own, read_form(folder, form), target, allowed), path=Path(form.file))

@@ -48,6 +48,14 @@ def lower(
         list[str] | None,
         typer.Option("--provider-option", metavar="KEY=VALUE", help="Of `qnn-context`: `soc_model=57` chooses the chip."),
     ] = None,
+    processors: Annotated[
+        str,
+        typer.Option(
+            "--for",
+            help="`any`: 8-bit weights that are exact on every processor. `vnni` or `arm64`: full-range ones, which other x86 "
+            "processors would compute wrong.",
+        ),
+    ] = "any",
     as_json: Json = False,
 ) -> None:
     """Make a model into what a target takes: fixed sizes, 8-bit or half precision, compiled, proven against the original."""
@@ -65,12 +73,13 @@ def lower(
             sizes={name: whole_number(text) for name, text in map(key_value, size or ())},
             bound=AgreementBound(top1=min_agreement),
             options=dict(map(key_value, provider_option or ())),
+            processors=processors,
         )
     if as_json:
         print_json(lowered)
         return
     for note in lowered.warnings:
         progress.note(note)
-    if to == "ort":
-        progress.note(lowered.notes[0])
+    for note in lowered.notes if to == "ort" else lowered.notes[1:]:
+        progress.note(note)
     say(f"{lowered.path}  {lowered.proof.describe()}")

@@ -9,6 +9,7 @@ Shape letters: ``n`` rows, ``c`` classes.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,10 +21,10 @@ import numpy.typing as npt
 import torch
 
 from monograph.errors import ConfigError
-from monograph.export.lowering import AgreementBound, find_lowering, lower
+from monograph.export.lowering import LOWERING_KEY, WEIGHT_FORMS, AgreementBound, find_lowering, lower
 from monograph.export.trace import export_torch
 from monograph.models.data.rows import Rows
-from monograph.models.fake_quantize import FakeQuantized
+from monograph.models.fake_quantize import LARGEST_WEIGHT, FakeQuantized
 from monograph.models.files import publish, staging_folder
 from monograph.models.onnx_file import OnnxFile, load_graph, read_onnx
 from monograph.models.seen import mark_seen, read_seen
@@ -68,6 +69,8 @@ class Trial:
     size_bytes: int
     """Of the file, with its proof."""
     weight_bytes: int
+    weights: str | None = None
+    """The form of its 8-bit weights, a name in ``WEIGHT_FORMS``; None in records of earlier versions."""
 
     def describe(self) -> str:
         """Return what it costs, as a clause for people."""
@@ -145,7 +148,8 @@ def quantize_student(
         first = DYNAMIC if mode == DYNAMIC else STATIC
         trials = [on_main_process(partial(_attempt, first, source, staging, calibration, proving, judge))]
         if mode == AWARE or (mode == STATIC and trials[0].loss_points > largest_loss_points):
-            taught, training = _teach_again(learner, calibration, settings, fine_tune)
+            largest_weight = WEIGHT_FORMS[trials[0].weights].largest if trials[0].weights else LARGEST_WEIGHT
+            taught, training = _teach_again(learner, calibration, settings, fine_tune, largest_weight)
 
             def export_and_attempt() -> Trial:
                 path = staging / AWARE / f"{onnx.stem}{AWARE_SUFFIX}"
@@ -196,6 +200,7 @@ class _Judge:
             agreement=agreement(self._expected, got, self._source.path.name, has_classes=has_classes),
             size_bytes=file.size_bytes,
             weight_bytes=_weight_bytes(file),
+            weights=json.loads(file.metadata[LOWERING_KEY])["settings"].get("weights"),
         )
 
     def _score(self, outputs: Array) -> tuple[Accuracy | None, float]:
@@ -218,7 +223,7 @@ def _attempt(mode: str, file: OnnxFile, folder: Path, calibration: Rows, proving
 
 
 def _teach_again(
-    learner: TorchModel, calibration: Rows, settings: TrainingSettings, fine_tune: FineTune
+    learner: TorchModel, calibration: Rows, settings: TrainingSettings, fine_tune: FineTune, largest_weight: int
 ) -> tuple[TorchModel, Training]:
     """Return a copy of the student that was trained while it computed as its 8-bit version will, and that training."""
     names = [spec.name for spec in learner.contract.inputs]
@@ -226,7 +231,7 @@ def _teach_again(
         [torch.from_numpy(np.ascontiguousarray(batch.inputs[name])) for name in names]
         for batch in calibration.batches(_CALIBRATION_BATCH_SIZE)
     ]
-    fake = FakeQuantized(copy.deepcopy(learner.module), batches)
+    fake = FakeQuantized(copy.deepcopy(learner.module), batches, largest_weight)
     fake.calibrate()
     training = fine_tune(replace(learner, module=fake), aware_settings(settings), lambda number, epoch: fake.calibrate())
     return replace(learner, module=fake.release()), training

@@ -8,6 +8,7 @@ from monograph.errors import ConfigError
 from monograph.export.lowering import lowering_of
 from monograph.models.onnx_file import OnnxFile
 from monograph.pipelines.gate.policy import Policy
+from monograph.runtime.coverage import require_coverage
 from monograph.runtime.results import Evidence
 from monograph.runtime.targets import Target, find_target
 
@@ -35,8 +36,10 @@ def check_possible(
     _check_kinds(policy, candidate, reference)
     if policy.asks_outputs and not has_data:
         raise ConfigError("the policy tests answers, and there are no rows to answer: give them by --data")
+    require_coverage(reference, find_target("cpu"))
     for target in targets:
         _check_target(policy, target)
+        require_coverage(candidate, target)
         limits = policy.targets.get(target.name)
         for file in (candidate, reference) if limits is not None and limits.p50_ratio is not None else (candidate,):
             if target.lowering is not None and lowering_of(file) is None:

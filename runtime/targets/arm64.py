@@ -13,6 +13,7 @@ from pathlib import Path
 
 import monograph
 from monograph.errors import ConfigError
+from monograph.runtime.instruction_sets import InstructionSet
 from monograph.runtime.job import Job, RawRun, run_in_process
 from monograph.runtime.process import Launcher, environment_of
 from monograph.runtime.results import Evidence
@@ -141,4 +142,5 @@ ARM64 = Target(
     run=_run,
     call=None,
     install=lambda: str(install().folder),
+    instruction_set=lambda: InstructionSet.ARM64_DOTPROD,
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from monograph.errors import ConfigError
+from monograph.runtime.instruction_sets import InstructionSet
 from monograph.runtime.job import Job, RawRun, call_in_process, run_in_process
 from monograph.runtime.provider_options import check_options
 from monograph.runtime.results import Evidence
@@ -56,6 +57,8 @@ class Target:
     """What a model has to become first: a name in ``export.lowering.LOWERINGS``."""
     install: Callable[[], str] | None = None
     """Bring what pip and apt do not, and tell what was brought; raises MonographError."""
+    instruction_set: Callable[[], InstructionSet | None] = lambda: None
+    """Of the processor whose 8-bit kernels run the model; None where other kernels do, or where it is unknown."""
     is_strict: bool = False
     """Whether a single node elsewhere makes it another figure, however small the node's work."""
 
