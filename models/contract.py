@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monograph.errors import ContractError
+from monograph.models.bounded import parse_json
 
 CONTRACT_KEY = "monograph.contract"
 TOKENIZER_KEY = "monograph.tokenizer"
@@ -178,7 +179,7 @@ class Contract:
             ContractError: the text is no contract, or one of a newer version.
         """
         try:
-            record = json.loads(text)
+            record = parse_json(text)
             version = record.pop("version")
         except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
             raise ContractError(f"metadata {CONTRACT_KEY!r} is not a contract in JSON: {error}") from error

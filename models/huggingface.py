@@ -9,7 +9,6 @@ Shape letters: ``b`` batch, ``s`` sequence, ``c`` classes, ``d`` width of an emb
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from monograph.errors import ConfigError, SourceError
+from monograph.models.bounded import read_json
 from monograph.models.contract import Contract, Dim, Kind, TensorSpec, random_inputs
 from monograph.models.huggingface_inputs import first_line, image_input, text_inputs
 from monograph.models.torch_model import TorchModel
@@ -148,7 +148,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SourceError(f"{folder} is not a Hugging Face model folder: it holds no config.json")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except (ValueError, OSError) as error:
         raise SourceError(f"{path} is not JSON, or is cut short ({error}): copy the folder again") from error
     if not isinstance(record, dict) or not isinstance(record.get("model_type"), str):

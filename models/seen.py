@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from monograph.errors import SourceError
+from monograph.models.bounded import parse_json
 from monograph.models.data.digests import row_digests
 from monograph.models.data.rows import Array, Rows
 from monograph.models.files import is_plain_name, write_atomically
@@ -122,7 +123,7 @@ def read_seen(file: OnnxFile) -> SeenRows:
     if SEEN_KEY not in file.metadata:
         return SeenRows()
     try:
-        record = json.loads(file.metadata[SEEN_KEY])
+        record = parse_json(file.metadata[SEEN_KEY])
         packed = _packed(record, file.path)
         digests = np.frombuffer(packed, _DTYPE)
         if record["version"] != _VERSION or len(digests) != record["row_count"]:

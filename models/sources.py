@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monograph.errors import ConfigError, ContractError, SourceError
+from monograph.models.bounded import parse_json
 from monograph.models.contract import Contract, Dim, Kind, TensorSpec, random_inputs
 from monograph.models.factories import import_factory
 
@@ -172,7 +172,7 @@ def parse_class_names(text: str) -> tuple[str, ...]:
     path = Path(text)
     try:
         content = path.read_text(encoding="utf-8") if path.suffix in (".txt", ".json") else None
-        names = text.split(",") if content is None else json.loads(content) if path.suffix == ".json" else content.splitlines()
+        names = text.split(",") if content is None else parse_json(content) if path.suffix == ".json" else content.splitlines()
         if not isinstance(names, list) or not all(isinstance(name, str | int) for name in names):
             raise ValueError(f"it holds {type(names).__name__}, expected a list of names")
     except (OSError, ValueError) as error:

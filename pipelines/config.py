@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from monograph.errors import ConfigError
+from monograph.models.bounded import parse_yaml
 
 
 class _Strict(BaseModel):
@@ -294,11 +295,11 @@ def read_yaml(path: Path, what: str, keys: str) -> tuple[str, dict[str, Any]]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        record = yaml.safe_load(text)
+        record = parse_yaml(text)
     except FileNotFoundError as error:
         raise ConfigError(f"no such {what}: {path}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{path} is not a YAML file: {reason}") from error
     if not isinstance(record, dict):
         raise ConfigError(f"{path} holds no mapping: a {what} has {keys}")
@@ -316,8 +317,8 @@ def _apply(record: dict[str, Any], override: str) -> None:
     if not isinstance(place, dict):
         raise ConfigError(f"--set {override!r}: {'.'.join(parents)} is a value, not a section")
     try:
-        place[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        place[last] = parse_yaml(value)
+    except (ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"--set {override!r}: {value!r} is no YAML value") from error
 
 

@@ -13,7 +13,6 @@ Shape letters: ``b`` batch, ``n`` rows.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monograph.errors import ContractError, SourceError, WorkerError
+from monograph.models.bounded import parse_json
 from monograph.models.contract import CONTRACT_KEY, Contract, random_inputs
 from monograph.models.files import is_plain_name
 from monograph.runtime.closeness import compare_arrays
@@ -146,7 +146,7 @@ def read_golden(metadata: Mapping[str, str], name: str = "the model") -> Golden 
     if len(text) > _LONGEST_TEXT:
         raise SourceError(f"{name}: metadata {GOLDEN_KEY!r} has {len(text)} characters, expected {_LONGEST_TEXT} at most")
     try:
-        record = json.loads(text)
+        record = parse_json(text)
         version = record["version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SourceError(f"{name}: metadata {GOLDEN_KEY!r} is damaged ({_brief(error)}); {_REMEDY}") from error

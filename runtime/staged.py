@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from monograph.errors import SourceError
+from monograph.models.bounded import read_json
 from monograph.models.contract import Contract
 from monograph.models.files import is_plain_name
 from monograph.runtime.results import Placed
@@ -76,7 +77,7 @@ def read_plan(folder: Path) -> StagedPlan:
     """
     path = folder / PLAN_FILE
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         if record["version"] != PLAN_VERSION:
             raise SourceError(f"{path} is of version {record['version']}, this monograph reads {PLAN_VERSION}: update monograph")
         contract = Contract.from_json(json.dumps(record["contract"]))

@@ -24,6 +24,7 @@ from monograph.export.fusion.forms import FORMS, Form, Mixing
 from monograph.export.fusion.horizontal.choice import HorizontalChoice
 from monograph.export.fusion.naming import checked_names, member_names
 from monograph.export.fusion.weights import WeightFit, check_weights
+from monograph.models.bounded import parse_json
 from monograph.models.contract import Contract, Dim, Kind, TensorSpec
 from monograph.models.onnx_file import OnnxFile
 
@@ -314,7 +315,7 @@ def _common_tokenizer(files: Sequence[OnnxFile], names: Sequence[str]) -> str | 
 def _without_length(tokenizer_json: str) -> tuple[str, int]:
     """Return the tokenizer without the length at which it cuts, in which members may differ, and that length."""
     try:
-        tokenizer = json.loads(tokenizer_json)
+        tokenizer = parse_json(tokenizer_json)
     except ValueError:
         return tokenizer_json, 0  # whoever reads rows by it will say so
     truncation = tokenizer.get("truncation") if isinstance(tokenizer, dict) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,6 +15,7 @@ from monograph.export.fusion.fuse import FUSION_KEY
 from monograph.export.fusion.plan import FusionPlan, check_temperatures, plan_fusion
 from monograph.export.fusion.teaching import with_member_outputs
 from monograph.export.fusion.weights import WeightFit
+from monograph.models.bounded import parse_json
 from monograph.models.contract import Kind
 from monograph.models.onnx_file import OnnxFile
 from monograph.models.onnx_lazy import load_proto
@@ -78,7 +78,7 @@ def read_record(file: OnnxFile) -> FusionRecord | None:
     if FUSION_KEY not in file.metadata:
         return None
     try:
-        record = json.loads(file.metadata[FUSION_KEY])
+        record = parse_json(file.metadata[FUSION_KEY])
         members = tuple(
             RecordedMember(
                 str(item["name"]),

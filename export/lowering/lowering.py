@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from monograph.export.lowering.agreement import Agreement
 from monograph.export.lowering.weight_forms import S8, WeightForm
 from monograph.export.parity import ParityProof
+from monograph.models.bounded import parse_json
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile
@@ -78,7 +78,7 @@ def lowering_of(file: OnnxFile) -> str | None:
     if LOWERING_KEY not in file.metadata:
         return None
     try:
-        return str(json.loads(file.metadata[LOWERING_KEY])["lowering"])
+        return str(parse_json(file.metadata[LOWERING_KEY])["lowering"])
     except (ValueError, KeyError, TypeError):
         return "something that its metadata does not name"
 

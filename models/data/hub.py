@@ -20,6 +20,7 @@ from typing import Any
 from PIL import Image
 
 from monograph.errors import DataError
+from monograph.models.bounded import check_json_file
 
 # Types are inferred for each chunk: a whole number in the first chunk and a fraction in the second would not go together.
 _ROWS_PER_CHUNK = 10_000_000
@@ -65,6 +66,8 @@ def read_file(path: Path, split: str | None, scratch: Path) -> Any:
     if path.stat().st_size == 0:
         raise DataError(f"{path}: the file is empty, expected at least one row")
     builder, options = _FORMATS[path.suffix.lower()]
+    if builder == "json":
+        _check_json(path)
     with _library(str(path), f"cannot be read as {builder}") as datasets:
         files = {"train": glob.escape(str(path.resolve()))}
         if builder == "parquet":
@@ -107,6 +110,8 @@ def read_image_folder(path: Path, split: str | None, scratch: Path) -> Any:
     extensions = Image.registered_extensions()
     if not any(file.suffix.lower() in extensions for file in path.rglob("*")):
         raise DataError(f"{path}: the folder holds neither pictures nor a saved dataset; expected one folder of pictures a class")
+    for file in path.rglob("metadata.jsonl"):  # which the library reads too
+        _check_json(file)
     roots = _split_roots(path)
     classes = {folder.name for root in roots.values() for folder in _subfolders(root)}
     files = {name: f"{glob.escape(str(root.resolve()))}/**" for name, root in roots.items()}
@@ -191,6 +196,14 @@ def _require_classes(found: set[str], expected: set[str], path: Path) -> None:
     if found - expected:
         outside = ", ".join(sorted(found - expected)[:5])
         raise DataError(f"{path}: pictures lie in {outside}, which is no class folder: expected one folder of pictures a class")
+
+
+def _check_json(path: Path) -> None:
+    """Refuse JSON so deep that the parser, which is written in C++, would end the process."""
+    try:
+        check_json_file(path, largest_bytes=None)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as json ({error}): check the file") from error
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from monograph.errors import DataError
+from monograph.models.bounded import read_json
 from monograph.models.data.digests import row_digests
 from monograph.models.data.rows import Array, Rows
 from monograph.models.data.split import stratified_split
@@ -77,7 +78,7 @@ def _sha256(digests: Array) -> str:
 
 def _again(rows: Rows, digests: Array, known: Mapping[str, Any], path: Path) -> dict[str, Rows]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         # As JSON, in which a share of 1.0 is another size than a count of 1.
         differing = [name for name, value in known.items() if json.dumps(record[name]) != json.dumps(value)]
         parts = {name: _read_part(part) for name, part in record["parts"].items()}

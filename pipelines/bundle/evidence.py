@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from monograph.errors import BlockedError, ConfigError
+from monograph.models.bounded import read_json
 from monograph.pipelines.bundle.forms import Form
 from monograph.pipelines.gate import Outcome, Policy, Verdict
 from monograph.pipelines.gate.check import conclude
@@ -76,7 +76,7 @@ def read_measurements(path: Path, forms: Sequence[Form]) -> MeasurementFile:
         ConfigError: it cannot be read, or tells of other models only.
     """
     try:
-        records = json.loads(path.read_bytes())
+        records = read_json(path)
         measurements = TypeAdapter(list[Measurement]).validate_python(records)
     except (OSError, ValidationError, ValueError) as error:
         raise ConfigError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from monograph.errors import ConfigError, SourceError
 from monograph.export.lowering import LOWERING_KEY, lowering_of
+from monograph.models.bounded import parse_json
 from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Contract
 from monograph.models.digest import file_sha256, graph_sha256
 from monograph.models.files import is_plain_name
@@ -143,6 +143,6 @@ def _inside(location: str, path: Path) -> str:
 
 def _json_or_text(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except (ValueError, RecursionError):
         return text

@@ -22,6 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from monograph.errors import SourceError
 from monograph.export.lowering import LOWERINGS
+from monograph.models.bounded import read_json
 from monograph.pipelines.bundle.manifest import canonical_json
 from monograph.pipelines.records import to_json
 from monograph.runtime.golden import Golden, GoldenBatch, LeftOut
@@ -138,8 +139,8 @@ def read_golden_record(folder: Path) -> GoldenRecord:
     if not path.is_file():
         raise SourceError(f"{folder} holds no {GOLDEN}: it is no bundle that can be run again; write it by monograph bundle")
     try:
-        record = TypeAdapter(GoldenRecord).validate_json(path.read_bytes())
-    except (ValidationError, ValueError) as error:
+        record = TypeAdapter(GoldenRecord).validate_python(read_json(path))
+    except (OSError, ValidationError, ValueError) as error:
         raise SourceError(f"{path} is damaged ({' '.join(str(error).split())[:120]}): write the bundle again") from error
     if record.version != GOLDEN_VERSION:
         raise SourceError(f"{path} is of version {record.version}, this monograph reads {GOLDEN_VERSION}: update monograph")

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from monograph import __version__
 from monograph.errors import BundleError, SourceError
+from monograph.models.bounded import parse_json
 from monograph.models.digest import file_sha256
 from monograph.models.files import is_plain_name
 from monograph.pipelines.records import to_json
@@ -98,7 +99,7 @@ def read_manifest(folder: Path) -> Manifest:
     if path.stat().st_size > _LARGEST_BYTES:
         raise SourceError(f"{path} has {path.stat().st_size} bytes, expected {_LARGEST_BYTES} at most")
     try:
-        record = json.loads(path.read_bytes(), object_pairs_hook=_without_repeats)
+        record = parse_json(path.read_bytes(), unique_keys=True)
         manifest = TypeAdapter(Manifest).validate_python(record)
     except (ValidationError, ValueError, RecursionError) as error:
         raise SourceError(f"{path} is damaged ({_brief(error)}): copy the bundle again") from error
@@ -142,13 +143,6 @@ def _walk(folder: Path, above: str = "") -> Iterator[tuple[str, Path]]:
             yield place, Path(entry.path)
         else:
             raise SourceError(f"{folder}: {place} is neither a file nor a folder, and a bundle holds nothing else: remove it")
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        raise ValueError("a key stands there twice")
-    return record
 
 
 def _and_others(places: list[str]) -> str:

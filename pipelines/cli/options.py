@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from monograph.errors import ConfigError
+from monograph.models.bounded import parse_json
 
 if TYPE_CHECKING:
     from monograph.pipelines.data import DataSpec
@@ -81,7 +81,7 @@ def key_value(text: str) -> tuple[str, str]:
 def json_or_text(value: str) -> Any:
     """Return the value that JSON text holds, or the text itself."""
     try:
-        return json.loads(value)
+        return parse_json(value)
     except ValueError:
         return value
 

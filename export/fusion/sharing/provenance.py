@@ -6,7 +6,6 @@ those that it feeds. A merged node keeps the first member's name and belongs to 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from monograph.errors import SourceError
+from monograph.models.bounded import parse_json
 from monograph.models.onnx_lazy import load_proto
 
 MEMBERS_KEY = "monograph.members"
@@ -110,7 +110,7 @@ def _read_record(proto: onnx.ModelProto, path: Path) -> tuple[str, list[str]]:
     if text is None:
         raise SourceError(f"{path} is no fusion: it says nothing of members under {_FUSION_KEY!r}")
     try:
-        record = json.loads(text)
+        record = parse_json(text)
         return str(record["form"]), [str(member["name"]) for member in record["members"]]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SourceError(f"{path}: metadata {_FUSION_KEY!r} is damaged: fuse again") from error
