@@ -82,7 +82,9 @@ def measure(
     if is_timed and len({placed.provider for placed in run.placement}) > 1 and contender.loader == _ONE_FILE:
         job = replace(job, settings=replace(job.settings, profile=True))  # a mixture: whose time is it?
     extras = measure_extras(job, target, run.timings) if is_timed else Extras()
-    environment = run.environment or describe_environment(threads, settings.spinning, before)
+    environment = run.environment or replace(
+        describe_environment(threads, settings.spinning, before), instruction_set=target.instruction_set()
+    )
     if run.environment is None:
         warnings += environment_doubts(environment)
     return Measurement(

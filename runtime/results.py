@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-SCHEMA_VERSION = "1.1"
+from monograph.runtime.instruction_sets import InstructionSet
+
+SCHEMA_VERSION = "1.2"
 """Of a measurement's record. The second number grows when fields are added, the first when one is taken away or changed."""
 
 
@@ -360,6 +362,8 @@ class Environment:
     load_after: float | None = None
     throttled_periods: int | None = None
     """How often, while measuring, the quota was used up and threads were stopped."""
+    instruction_set: InstructionSet | None = None
+    """Of the processor that ran the model, which may be an emulated one; None where other kernels did, or where it is unknown."""
 
 
 @dataclass(frozen=True)

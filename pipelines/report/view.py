@@ -153,11 +153,13 @@ def proof_figures(parity: ParityProof) -> ProofFigures:
 
 
 def machines(contenders: Sequence[Contender]) -> list[Machine]:
-    """Return every distinct environment with its targets; how busy it was while measuring makes no other one."""
+    """Return every distinct environment with its targets; how busy it was, or that it emulated another, makes no other one."""
     environments: list[Environment] = []
     targets: list[list[str]] = []
     for one in contenders:
-        environment = replace(one.measurement.environment, load_before=None, load_after=None, throttled_periods=None)
+        environment = replace(
+            one.measurement.environment, load_before=None, load_after=None, throttled_periods=None, instruction_set=None
+        )
         if environment not in environments:
             environments.append(environment)
             targets.append([])

@@ -10,6 +10,7 @@ is called in place of ``ssh`` where it is set.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -30,6 +31,8 @@ import numpy.typing as npt
 
 import monograph
 from monograph.errors import ConfigError, WorkerError
+from monograph.runtime import instruction_sets
+from monograph.runtime.instruction_sets import InstructionSet
 from monograph.runtime.job import TIME_AND_RUN, Job, RawRun, raw_run_of, request_of
 from monograph.runtime.process import answer_of
 from monograph.runtime.results import Environment, Evidence
@@ -45,7 +48,9 @@ _CONNECT_S, _PROBE_S, _RUN_S = 10, 60, 24 * 3600.0
 _TRAVELS = ("models", "runtime")
 """The folders of monograph that a measuring process needs."""
 _REQUEST, _RESULT, _MODELS = "request.json", "result.json", "model"
-_ASK = """\
+_ASK = (
+    f"{inspect.getsource(instruction_sets)}\n"
+    + """\
 import json, os, platform, numpy, onnxruntime
 names = []
 if os.path.exists("/proc/cpuinfo"):
@@ -62,8 +67,11 @@ print(json.dumps({
     "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     "python": platform.python_version(),
     "packages": {"onnxruntime": onnxruntime.__version__, "numpy": numpy.__version__},
+    "instruction_set": instruction_set_here(),
 }))
 """
+)
+"""What Python is asked there, where there is no monograph: so the source of a module goes along."""
 _SCRIPT = """\
 set -u
 folder=$(mktemp -d) || exit 1
@@ -120,6 +128,7 @@ def ssh_target(name: str) -> Target:
         run=partial(_run, address),
         call=partial(_call, address),
         streams_rows=False,
+        instruction_set=partial(_instruction_set, address),
     )
 
 
@@ -149,10 +158,16 @@ def _probe(address: Address) -> Availability:
     return answer if isinstance(answer, Availability) else Availability(True, _device(answer))
 
 
+def _instruction_set(address: Address) -> InstructionSet | None:
+    answer = _ask(address)
+    return None if isinstance(answer, Availability) else answer["instruction_set"]
+
+
 def _device(facts: Mapping[str, Any]) -> str:
+    kind = facts["instruction_set"] or facts["machine"]
     return (
-        f"{facts['node']}, {facts['processor']} ({facts['machine']}), {facts['usable_cores']} of {facts['logical_cores']} cores "
-        f"usable, python {facts['python']}, onnxruntime {facts['packages']['onnxruntime']}, by ssh"
+        f"{facts['node']}, {facts['processor']} ({kind}), {facts['usable_cores']} of {facts['logical_cores']} cores usable, "
+        f"python {facts['python']}, onnxruntime {facts['packages']['onnxruntime']}, by ssh"
     )
 
 
@@ -171,7 +186,9 @@ def _ask(address: Address) -> Availability | dict[str, Any]:
             return Availability(False, f"no connection to {address.host} ({why})", shlex.join(address.ssh("true")))
         remedy = f"there, {address.python} -m pip install onnxruntime numpy, or name another Python: {_FORM}"
         return Availability(False, f"{address.python} on {address.host} cannot load ONNX Runtime ({why})", remedy)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    name = facts["instruction_set"]
+    return facts | {"instruction_set": None if name is None else InstructionSet(name)}
 
 
 def _run(address: Address, job: Job) -> RawRun:

@@ -189,7 +189,7 @@ def test_the_parity_matrix(digits_mlp: Path, monkeypatch: pytest.MonkeyPatch):
     def skewed(job):
         run = run_in_process(job)
         outputs = np.array(run.outputs)
-        outputs[17, 3] += 100.0
+        outputs[17, outputs[17].argmin()] += 100.0  # whatever class it was for, it is for another one now
         return replace(run, outputs=outputs)
 
     monkeypatch.setitem(TARGETS, "twin", replace(CPU, name="twin"))

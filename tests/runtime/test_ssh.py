@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import platform
 import pwd
 import shutil
 import signal
@@ -22,6 +23,7 @@ import pytest
 from monograph.errors import ConfigError, SourceError, WorkerError
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import read_onnx
+from monograph.runtime.instruction_sets import instruction_set_here
 from monograph.runtime.job import Contender, Job, Settings
 from monograph.runtime.load import LoadSpec
 from monograph.runtime.measure import measure, onnx_contender
@@ -143,6 +145,7 @@ def test_a_measurement_there(
     assert socket.gethostname() in result.device
     assert result.environment.packages["onnxruntime"] == ort.__version__
     assert result.environment.threads == 1
+    assert result.environment.instruction_set is instruction_set_here()
     assert folders_left(tmp_path) == []
 
 
@@ -247,12 +250,20 @@ def wait_for(is_so: Callable[[], bool]) -> None:
 
 
 @needs_sshd
+def test_the_instruction_set_there(target_name: str):
+    target = find_target(target_name)
+    assert target.instruction_set() is instruction_set_here()
+    assert str(instruction_set_here() or platform.machine()) in target.describe()
+
+
+@needs_sshd
 def test_a_python_without_onnx_runtime_is_told(target_name: str, tmp_path: Path):
     (tmp_path / "python").write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
     here = find_target(target_name).probe()
     assert not here.is_here
     assert "No module named 'numpy'" in here.detail
     assert "-m pip install onnxruntime numpy" in here.remedy
+    assert find_target(target_name).instruction_set() is None
 
 
 @needs_sshd
