@@ -1,8 +1,13 @@
 """The instruction set of a processor, as far as it decides how ONNX Runtime multiplies 8-bit integers.
 
 Without VNNI, x86 multiplies unsigned by signed bytes with ``pmaddubsw``, which adds two products in 16 bits and saturates:
-255·127 + 255·127 = 64,770 becomes 32,767. A model with such weights then computes something else than on a server with VNNI, and
-nothing tells. Weights of 7 bits cannot saturate (255·64·2 < 32,768), nor can products of other signs: their kernels widen first.
+255·127 + 255·127 = 64,770 becomes 32,767. A model with such weights then computes something else than on a server with VNNI,
+and nothing tells. Exact everywhere are weights of 7 bits (255·64·2 < 32,768) and unsigned weights, whose kernels widen first.
+Signed activations are no way out: in a graph of QuantizeLinear and DequantizeLinear, ONNX Runtime for x86 rewrites them as
+unsigned ones.
+
+ARM's kernels without dot products, and with them those for depthwise convolutions, add products of signed bytes in 16 bits too,
+but only -128·-128·2 = 32,768 does not fit: weights from -127 to 127 are exact there.
 
 Sources: ``onnxruntime/core/mlas/lib/platform.cpp`` of ONNX Runtime 1.32, which chooses the kernels;
 https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html#when-to-use-reduce-range-and-per-channel-quantization;

@@ -5,6 +5,7 @@ from monograph.runtime.targets.arm64 import ARM64
 from monograph.runtime.targets.coreml import COREML
 from monograph.runtime.targets.cpu import CPU
 from monograph.runtime.targets.cuda import CUDA, TENSORRT
+from monograph.runtime.targets.emulated_x86 import CPU_AVX2, CPU_SSE4
 from monograph.runtime.targets.nnapi import NNAPI
 from monograph.runtime.targets.qnn_htp import QNN_HTP
 from monograph.runtime.targets.ssh import SCHEME, ssh_target
@@ -13,9 +14,10 @@ from monograph.runtime.targets.web import WEB_WASM, WEB_WEBGPU
 from monograph.runtime.targets.webgpu import WEBGPU
 from monograph.runtime.targets.xnnpack import XNNPACK
 
-TARGETS: dict[str, Target] = {
-    target.name: target for target in (CPU, CUDA, TENSORRT, QNN_HTP, WEBGPU, WEB_WASM, WEB_WEBGPU, ARM64, COREML, NNAPI, XNNPACK)
-}
+_ALL = (
+    CPU, CUDA, TENSORRT, QNN_HTP, WEBGPU, WEB_WASM, WEB_WEBGPU, CPU_AVX2, CPU_SSE4, ARM64, COREML, NNAPI, XNNPACK,
+)  # fmt: skip
+TARGETS: dict[str, Target] = {target.name: target for target in _ALL}
 
 
 def find_target(name: str) -> Target:

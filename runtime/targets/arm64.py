@@ -6,7 +6,6 @@ What it computes is what an ARM processor with these features computes; how long
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import monograph
 from monograph.errors import ConfigError
 from monograph.runtime.instruction_sets import InstructionSet
-from monograph.runtime.job import Job, RawRun, run_in_process
+from monograph.runtime.job import Job, RawRun
 from monograph.runtime.process import Launcher, environment_of
 from monograph.runtime.results import Evidence
 from monograph.runtime.sysroot import (
@@ -26,40 +25,29 @@ from monograph.runtime.sysroot import (
     onnxruntime_version,
     sysroot_folder,
 )
+from monograph.runtime.targets.emulator import INSTALL_EMULATOR, emulator_version, find_emulator, run_emulated
 from monograph.runtime.targets.target import Availability, Target
 
 __all__ = ["ARM64", "install", "launcher_for"]
 
-_EMULATORS = ("qemu-aarch64-static", "qemu-aarch64")
-_EMULATOR_PACKAGE = "apt-get install qemu-user-static"
+_MACHINE = "aarch64"
 _CHECK_TIMEOUT_S = 300
-_TIMEOUT_S = 7 * 24 * 3600.0
-"""An emulated picture takes seconds, and rows may be many."""
 _CHECK = (
     "import json, platform, numpy, onnxruntime; "
     "print(json.dumps([platform.machine(), platform.python_version(), numpy.__version__, onnxruntime.__version__]))"
 )
 
 
-def _emulator() -> str | None:
-    return next((found for found in map(shutil.which, _EMULATORS) if found is not None), None)
-
-
 def _probe() -> Availability:
-    emulator, sysroot = _emulator(), find_sysroot()
+    emulator, sysroot = find_emulator(_MACHINE), find_sysroot()
     missing = []
     if emulator is None:
-        missing.append(("qemu-user is not installed", _EMULATOR_PACKAGE))
+        missing.append(("qemu-user is not installed", INSTALL_EMULATOR))
     if sysroot is None:
         missing.append((f"no arm64 sysroot in {sysroot_folder()}", INSTALL_COMMAND))
     if emulator is None or sysroot is None:
         return Availability(False, " and ".join(what for what, _ in missing), " && ".join(remedy for _, remedy in missing))
-    return Availability(True, f"{_emulator_version(emulator)}, -cpu {CPU_MODEL}, onnxruntime {sysroot.onnxruntime} for aarch64")
-
-
-def _emulator_version(emulator: str) -> str:
-    done = subprocess.run([emulator, "--version"], capture_output=True, text=True, check=False)
-    return (done.stdout.splitlines() or ["qemu-aarch64 of unknown version"])[0].partition(" (")[0]
+    return Availability(True, f"{emulator_version(emulator)}, -cpu {CPU_MODEL}, onnxruntime {sysroot.onnxruntime} for aarch64")
 
 
 def launcher_for(sysroot: Sysroot) -> Launcher:
@@ -68,9 +56,9 @@ def launcher_for(sysroot: Sysroot) -> Launcher:
     Raises:
         ConfigError: qemu-user is not installed.
     """
-    emulator = _emulator()
+    emulator = find_emulator(_MACHINE)
     if emulator is None:
-        raise ConfigError(f"qemu-user is not installed: {_EMULATOR_PACKAGE}")
+        raise ConfigError(f"qemu-user is not installed: {INSTALL_EMULATOR}")
     # The sysroot's packages come first: where monograph is installed, this machine's own numpy lies beside it.
     here = Path(monograph.__file__).parent.parent
     return Launcher(
@@ -125,7 +113,7 @@ def _run(job: Job) -> RawRun:
         raise ConfigError(f"no arm64 sysroot in {sysroot_folder()}: {INSTALL_COMMAND}")
     launcher = launcher_for(sysroot)
     versions = check_sysroot(sysroot, launcher)
-    run = run_in_process(job, launcher, timeout_s=_TIMEOUT_S)
+    run = run_emulated(job, launcher)
     warnings = run.warnings
     if sysroot.onnxruntime != onnxruntime_version():
         other = f"the arm64 sysroot holds onnxruntime {sysroot.onnxruntime} and this machine {onnxruntime_version()}"

@@ -434,7 +434,7 @@ class TestOnOtherTargets:
     @pytest.mark.slow
     @pytest.mark.parametrize(
         "jobs",
-        ["arm64", "webgpu", pytest.param("web-wasm", marks=pytest.mark.browser)],
+        ["arm64", "cpu-avx2", "webgpu", pytest.param("web-wasm", marks=pytest.mark.browser)],
         indirect=True,
     )
     def test_it_is_the_target_that_runs(self, run: Run, jobs: list[Job], fused: Path, world: Mapping[str, Path], request: Any):

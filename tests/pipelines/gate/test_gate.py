@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 import monograph
 from monograph.errors import ConfigError, DataError, MonographError
@@ -35,6 +35,7 @@ from monograph.pipelines.gate.policy import (
 from monograph.pipelines.lower import lower_model
 from monograph.pipelines.records import read_record, to_json, write_record
 from monograph.pipelines.report.gate import render_gate, verdict_tables
+from monograph.runtime.targets import find_target
 
 ACCURACY = Policy(accuracy=AccuracyLimits())
 
@@ -333,3 +334,31 @@ def test_a_candidate_that_gives_no_numbers_cannot_ship(digits, in_process, tmp_p
 def test_it_is_a_public_verb(judged: Verdict):
     assert monograph.gate_model is gate_model
     assert json.loads(to_json(judged))["outcome"] == "pass"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_target("cpu-avx2").is_available(), reason=find_target("cpu-avx2").describe())
+def test_weights_of_8_bits_that_saturate_with_avx2_do_not_pass_there(digits, tmp_path: Path):
+    """Wherever the gate runs: on a processor with VNNI the candidate is the reference to the bit."""
+    rng = np.random.default_rng(0)
+    x, weight = rng.integers(0, 256, (40, 64)).astype(np.float32), rng.integers(-127, 128, (64, 10)).astype(np.int8)
+    np.savez(tmp_path / "rows.npz", x=x, y=(x @ weight).argmax(axis=1))
+    model = onnx.load(digits.reference)
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.node.append(helper.make_node("MatMul", ["x", "w"], ["logits"]))
+    model.graph.initializer.append(numpy_helper.from_array(weight.astype(np.float32), "w"))
+    onnx.save(model, tmp_path / "reference.onnx")
+    del model.graph.initializer[:], model.graph.node[:]
+    model.graph.node.extend(
+        [
+            helper.make_node("Cast", ["x"], ["bytes"], to=TensorProto.UINT8),
+            helper.make_node("MatMulInteger", ["bytes", "w"], ["sums"]),
+            helper.make_node("Cast", ["sums"], ["logits"], to=TensorProto.FLOAT),
+        ]
+    )
+    model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
+    onnx.save(model, tmp_path / "candidate.onnx")
+    policy = Policy(parity=ParityLimits(), targets={"cpu-avx2": TargetLimits(max_partitions=1)})
+    verdict = gate_model(tmp_path / "candidate.onnx", tmp_path / "reference.onnx", str(tmp_path / "rows.npz"), policy=policy)
+    assert verdict.evidence == {"cpu-avx2": "simulated"}
+    assert outcomes(verdict) == {"parity.max_relative_error": "fail", "targets.cpu-avx2.max_partitions": "pass"}
