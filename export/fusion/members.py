@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
-import onnx
-import onnx.version_converter
 import onnx_ir as ir
 from onnx_ir.passes import Sequential
 from onnx_ir.passes.common import InlinePass, RemoveInitializersFromInputsPass, RemoveUnusedOpsetsPass
 from onnx_ir.tape import Tape
-from onnxscript.version_converter import ConvertVersionPass
 
-from monograph.errors import FusionError
+from monograph.errors import ExportError, FusionError
 from monograph.export.fusion.adapters import Step
 from monograph.export.fusion.align import InputLink
 from monograph.export.fusion.plan import Member
+from monograph.export.opset import convert_opset, root_cause
 from monograph.models.contract import Contract
 from monograph.models.onnx_file import load_graph
 
@@ -40,70 +36,14 @@ def load_member(member: Member, opset: int) -> ir.Model:
         model = load_graph(member.path)
         Sequential(InlinePass(), RemoveInitializersFromInputsPass(), RemoveUnusedOpsetsPass())(model)
         if model.opset_imports.get("", opset) != opset:
-            _convert(model, member, opset)
+            convert_opset(model, member.name, opset)
+    except ExportError as error:
+        raise FusionError(str(error)) from error
     except (ir.serde.SerdeError, RuntimeError) as error:  # passes raise RuntimeErrors of their own
         raise FusionError(
-            f"{member.name} cannot be taken into another graph: {_root_cause(error)}; export it again, for opset {opset}"
+            f"{member.name} cannot be taken into another graph: {root_cause(error)}; export it again, for opset {opset}"
         ) from error
     return model
-
-
-def _convert(model: ir.Model, member: Member, opset: int) -> None:
-    """Convert ``model`` in place; where that fails, find the node that cannot be converted.
-
-    Raises:
-        FusionError: it cannot be converted, or would take or give other shapes.
-    """
-    before, ranks = model.opset_imports[""], _ranks(model.graph)
-    remedy = f"export it again with opset {opset}"
-    with _quiet_converter():
-        ConvertVersionPass(opset, fallback=True)(model)
-    reached = model.opset_imports.get("", opset)
-    if reached != opset:
-        culprit = _unconvertible(model, opset)
-        raise FusionError(f"{member.name} has opset {reached} and cannot be converted to {opset}{culprit}: {remedy}")
-    if changed := [name for name, rank in _ranks(model.graph).items() if ranks.get(name, rank) != rank]:
-        raise FusionError(
-            f"{member.name} has opset {before} and cannot be converted to {opset}: {changed[0]!r} would get another number of "
-            f"dimensions: {remedy}"
-        )
-
-
-def _ranks(graph: ir.Graph) -> dict[str, int]:
-    return {value.name or "": len(value.shape) for value in (*graph.inputs, *graph.outputs) if value.shape is not None}
-
-
-def _unconvertible(model: ir.Model, opset: int) -> str:
-    """Return the first node that cannot be converted alone, with the converter's reason; nothing where each can."""
-    for node in model.graph.all_nodes():
-        proto = ir.to_proto(node)
-        inputs, outputs = ([onnx.ValueInfoProto(name=name) for name in names if name] for names in (proto.input, proto.output))
-        graph = onnx.helper.make_graph([proto], "alone", inputs, outputs)
-        try:
-            opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
-            onnx.version_converter.convert_version(onnx.helper.make_model(graph, opset_imports=opsets), opset)
-        except RuntimeError as error:
-            reason = _root_cause(error).rsplit(": ", 1)[-1]
-            return f", because of its node {node.name or node.outputs[0].name!r} ({node.op_type}): {reason}"
-    return ""
-
-
-@contextlib.contextmanager
-def _quiet_converter() -> Iterator[None]:
-    """The converter logs each fallback and failure; what it reached is checked, and the proof checks what that computes."""
-    logger = logging.getLogger("onnxscript.version_converter")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 Prepared = dict[tuple[str, tuple[Step, ...]], ir.Value]

@@ -28,8 +28,8 @@ from monograph.models.bounded import parse_json
 from monograph.models.contract import Contract, Dim, Kind, TensorSpec
 from monograph.models.onnx_file import OnnxFile
 
-_OLDEST_OPSET = 13
-"""Softmax over one axis and Sum with broadcasting as they are today."""
+_OLDEST_OPSET = 15
+"""Softmax over one axis and Sum with broadcasting as they are today, and Shape of some axes, which sharing writes."""
 _FLOAT16_ROUNDING = 2.0**-10
 """As a share of the scale. Where it has no float16 kernels, ONNX Runtime computes in float32 and rounds only at the end."""
 

@@ -11,14 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnxruntime.quantization import CalibrationDataReader, DynamicQuantConfig, StaticQuantConfig, quantize
 
 from monograph.errors import ExportError
+from monograph.export.opset import convert_opset
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
+from monograph.models.onnx_file import load_graph
 
 QUANTISING = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "DequantizeLinear"})
 """Operators of which a quantised graph holds one at least."""
+_OLDEST_OPSET = 13
+"""QuantizeLinear and DequantizeLinear have a scale a channel since then; ONNX Runtime's tools write it into older graphs too."""
 
 
 class RowReader(CalibrationDataReader):  # type: ignore[misc] # ONNX Runtime's tools carry no types
@@ -43,8 +48,13 @@ def quantise(path: Path, config: StaticQuantConfig | DynamicQuantConfig, out: Pa
     """Quantise the float model ``path`` by ``config``, calibration included where it needs any; return ``out``.
 
     Raises:
-        ExportError: ONNX Runtime cannot quantise it.
+        ExportError: ONNX Runtime cannot quantise it, or its opset is too old and cannot be converted.
     """
+    graph = load_graph(path)
+    if graph.opset_imports[""] < _OLDEST_OPSET:
+        ir.external_data.load_to_model(graph)
+        convert_opset(graph, path.name, _OLDEST_OPSET)
+        ir.save(graph, path)
     with quiet_tools():
         try:
             quantize(str(path), str(out), config)

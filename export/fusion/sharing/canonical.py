@@ -34,7 +34,7 @@ _DEFAULTS: dict[str, dict[str, Hashable]] = {
     "ReduceMax": {"keepdims": 1, "noop_with_empty_axes": 0},
     "ReduceMin": {"keepdims": 1, "noop_with_empty_axes": 0},
 }
-"""Defaults that have been the same since opset 13, the oldest of a fused graph."""
+"""Defaults that have been the same since opset 13; the oldest of a fused graph is 15."""
 
 COMMUTATIVE = frozenset({"Add", "Mul", "And", "Or", "Xor", "Equal", "BitwiseAnd", "BitwiseOr", "BitwiseXor"})
 """Of two operands, bit for bit equal in either order. Sum, Max and Min of more round, or choose, by order."""

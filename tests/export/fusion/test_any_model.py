@@ -171,6 +171,22 @@ class TestOpsets:
         files = [write_linear(f"v{opset}", seed=opset, opset=opset) for opset in OPSETS]
         assert_weighted_sum(fuse_files(files), files, atol=1e-4)
 
+    @pytest.mark.parametrize("opset", [13, 14])
+    def test_sizes_that_sharing_reads_need_a_newer_one_than_the_members_have(
+        self, write_model: WriteModel, fuse_files: FuseFiles, assert_weighted_sum: AssertWeightedSum, opset: int
+    ):
+        """As PP-OCR's recogniser of opset 11 reads the size of its batch; Shape of some axes only is there since opset 15."""
+        body = """sizes = Shape(x) batch = Gather(sizes, zero) again = Unsqueeze(batch, axes) shape = Concat<axis = 0>(again, three)
+            wide = Expand(bias, shape) h = MatMul(x, w) logits = Add(h, wide)"""
+        arrays = {"zero": np.int64(0), "axes": np.array([0], np.int64), "three": np.array([3], np.int64), "bias": MATRIX[0]}
+        files = [
+            write_model(name, classifier(body, opset=opset), arrays | {"w": MATRIX * scale}) for name, scale in (("a", 1), ("b", -2))
+        ]
+        fused = fuse_files(files, weights=(0.25, 0.75))
+        nodes = onnx.load(fused.file.path).graph.node
+        assert any(node.op_type == "Shape" and node.attribute for node in nodes), "else the test says nothing"
+        assert_weighted_sum(fused, files)
+
 
 class TestQuantised:
     """Networks quantised by ONNX Runtime's own tools, beside the float network they were made from."""
@@ -339,7 +355,7 @@ def test_a_conversion_that_would_change_what_a_member_takes_is_refused(write_mod
             >
         }"""
     file = write_model("old", text, checked=False)
-    with pytest.raises(FusionError, match=r"^one has opset 8 and cannot be converted to 13: 'start' would get another number"):
+    with pytest.raises(FusionError, match=r"^one has opset 8 and cannot be converted to 15: 'start' would get another number"):
         build_graph(plan_fusion([file, file], names=("one", "two")))
 
 

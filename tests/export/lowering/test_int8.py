@@ -83,3 +83,18 @@ def test_dynamic_of_convolutions_alone_is_refused(tmp_path: Path):
     with pytest.raises(ExportError, match=r"m\.onnx has no matrix product by weights and no embedding.*take int8-static"):
         lower(find_lowering("int8-dynamic"), read_onnx(tmp_path / "m.onnx"), tmp_path / "l.onnx")
     assert not (tmp_path / "l.onnx").exists()
+
+
+@pytest.mark.parametrize("name", ["int8-static", "qdq-int8"])
+def test_a_graph_older_than_scales_a_channel_is_brought_to_an_opset_that_has_them(tmp_path: Path, name: str):
+    text = (
+        '<ir_version: 6, opset_import: ["": 11]> g (float[batch, 1, 4, 4] x) => (float[batch, 2, 4, 4] y) '
+        "<float[2, 1, 1, 1] w = {2, -1}> { y = Conv(x, w) }"
+    )
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "old.onnx")
+    source = read_onnx(tmp_path / "old.onnx")
+    rows = Rows({"x": np.random.default_rng(0).standard_normal((64, 1, 4, 4)).astype(np.float32)})
+    lowered = read_onnx(lower(find_lowering(name), source, tmp_path / "l.onnx", calibration=rows).path)
+    assert (source.opset, lowered.opset) == (11, 13)
+    scales = [node for node in onnx.load(lowered.path).graph.node if node.op_type == "DequantizeLinear" and node.attribute]
+    assert scales, "weights have a scale a channel"
