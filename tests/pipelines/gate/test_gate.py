@@ -35,6 +35,8 @@ from monograph.pipelines.gate.policy import (
 from monograph.pipelines.lower import lower_model
 from monograph.pipelines.records import read_record, to_json, write_record
 from monograph.pipelines.report.gate import render_gate, verdict_tables
+from monograph.runtime.coverage import INSTRUCTION_SETS_KEY
+from monograph.runtime.instruction_sets import InstructionSet
 from monograph.runtime.targets import find_target
 
 ACCURACY = Policy(accuracy=AccuracyLimits())
@@ -339,7 +341,7 @@ def test_it_is_a_public_verb(judged: Verdict):
 @pytest.mark.slow
 @pytest.mark.skipif(not find_target("cpu-avx2").is_available(), reason=find_target("cpu-avx2").describe())
 def test_weights_of_8_bits_that_saturate_with_avx2_do_not_pass_there(digits, tmp_path: Path):
-    """Wherever the gate runs: on a processor with VNNI the candidate is the reference to the bit."""
+    """The graph shows it; a file that claims to hold there is found out by running it, on whatever processor the gate runs."""
     rng = np.random.default_rng(0)
     x, weight = rng.integers(0, 256, (40, 64)).astype(np.float32), rng.integers(-127, 128, (64, 10)).astype(np.int8)
     np.savez(tmp_path / "rows.npz", x=x, y=(x @ weight).argmax(axis=1))
@@ -359,6 +361,12 @@ def test_weights_of_8_bits_that_saturate_with_avx2_do_not_pass_there(digits, tmp
     model.graph.initializer.append(numpy_helper.from_array(weight, "w"))
     onnx.save(model, tmp_path / "candidate.onnx")
     policy = Policy(parity=ParityLimits(), targets={"cpu-avx2": TargetLimits(max_partitions=1)})
-    verdict = gate_model(tmp_path / "candidate.onnx", tmp_path / "reference.onnx", str(tmp_path / "rows.npz"), policy=policy)
+    others = tmp_path / "reference.onnx", str(tmp_path / "rows.npz")
+    with pytest.raises(ConfigError, match=r"candidate\.onnx holds on .* only, and cpu-avx2 is x86-64-avx2"):
+        gate_model(tmp_path / "candidate.onnx", *others, policy=policy)
+    claim = with_metadata(
+        tmp_path / "candidate.onnx", tmp_path / "claim.onnx", {INSTRUCTION_SETS_KEY: json.dumps(list(InstructionSet))}
+    )
+    verdict = gate_model(claim, *others, policy=policy)
     assert verdict.evidence == {"cpu-avx2": "simulated"}
     assert outcomes(verdict) == {"parity.max_relative_error": "fail", "targets.cpu-avx2.max_partitions": "pass"}
