@@ -163,7 +163,7 @@ def _accuracy(files: Sequence[OnnxFile], cascade: Cascaded, test: Rows) -> dict[
     """Return the accuracy of each on all test rows, and of the cascade how many it loses and gains against the large one."""
     right, labels = {}, test.required_labels()
     for name, file in (*zip(_WIDTHS, files, strict=True), ("cascade", cascade.file)):
-        output = run_all_rows(open_session(file.path, spinning=False), file.contract, test)
+        output = run_all_rows(open_session(file.path), file.contract, test)
         right[name] = output.argmax(axis=1) == labels
     lost, gained = (int((a & ~b).sum()) for a, b in ((right["large"], right["cascade"]), (right["cascade"], right["large"])))
     return {name: float(one.mean()) for name, one in right.items()} | {
@@ -176,7 +176,7 @@ def _accuracy(files: Sequence[OnnxFile], cascade: Cascaded, test: Rows) -> dict[
 
 def _stream_in_blocks(files: dict[str, OnnxFile], rows: Rows, blocks: int) -> dict[str, list[float]]:
     """Return the mean seconds a row, one row at a time, of each file in each of the interleaved blocks."""
-    sessions = {name: open_session(file.path, spinning=False) for name, file in files.items()}
+    sessions = {name: open_session(file.path) for name, file in files.items()}
     streamed = rows.take(slice(0, _STREAMED_ROWS))
     for session in sessions.values():
         _stream(session, streamed.take(slice(0, _WARM_UP_ROWS)))

@@ -115,7 +115,7 @@ def main() -> int:
 
 def against_bare_loop(path: Path, rounds: int = 30) -> dict[str, Any]:
     """(b): p50 of the harness over that of a bare loop, in turns over one session; the median of rounds."""
-    session = open_session(path, threads=1, spinning=False)
+    session = open_session(path, threads=1)
     inputs = {"x": np.ones((1, _WIDTH), np.float32)}
     run, call = session.ort_session.run, session.bind(inputs)
     rule = TimingRule(min_runs=200, min_s=0.0, max_s=5.0, warmup_s=0.0)

@@ -113,7 +113,7 @@ def open_trunk(trunk: OnnxFile, features: str) -> Callable[[Rows], Array]:
     """
     contract = replace(trunk.contract, outputs=(TensorSpec(features, "float32", ()),), kind=Kind.EMBEDDING, class_names=None)
     with _readable(trunk, features) as path:
-        run = open_session(path, spinning=False).only(features)
+        run = open_session(path).only(features)
 
     def run_batch(inputs: Mapping[str, Array]) -> dict[str, Array]:
         output = run(inputs)[features]
@@ -192,7 +192,7 @@ def _find(graph: ir.Graph, trunk: OnnxFile, features: str) -> ir.Value:
 
 
 def _run_when_called(path: Path, features: str) -> Computation:
-    session = cache(lambda: open_session(path, spinning=False).only(features))
+    session = cache(lambda: open_session(path).only(features))
     return lambda inputs: session()(inputs)
 
 

@@ -126,15 +126,15 @@ def _prove(file: OnnxFile, converted: Path, style: Style, rows: Rows | None, tol
     In Runtime style that is twice: by default nothing is fused when it is loaded, and on demand the fusions that it notes. For a
     quantised model the two round differently, so each has a reference of its own.
     """
-    session = open_session(converted, spinning=False)
+    session = open_session(converted)
     if session.metadata.get(CONTRACT_KEY) != file.metadata.get(CONTRACT_KEY):
         raise ExportError(f"the contract of {file.path.name} did not come through to ORT format; nothing was written")
-    optimised = open_session(file.path, spinning=False)
+    optimised = open_session(file.path)
     if style == "Fixed":
         pairs = [(optimised, session)]
     else:
-        as_written = open_session(file.path, spinning=False, mapped=True)
-        pairs = [(as_written, session), (optimised, open_session(converted, spec=_REPLAY, spinning=False))]
+        as_written = open_session(file.path, mapped=True)
+        pairs = [(as_written, session), (optimised, open_session(converted, spec=_REPLAY))]
     names = (file.path.name, f"its ORT format in {style} style")
     proofs = [
         prove_parity(reference, one, file.contract, names=names, rows=rows, batch_sizes=_BATCH_SIZES, tolerance=tolerance)

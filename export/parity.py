@@ -174,7 +174,7 @@ def open_when_run(path: Path) -> Computation:
 
     By then the reference has run: where that refuses the rows, its message says more than ONNX Runtime's.
     """
-    session = cache(partial(open_session, path, spinning=False))
+    session = cache(partial(open_session, path))
     return lambda inputs: session()(inputs)
 
 

@@ -175,7 +175,7 @@ def _adopt_onnx(
         load_graph(file.path),
         path,
         contract,
-        open_session(file.path, spinning=False),
+        open_session(file.path),
         names=(str(file.path), path.name),
         rows=rows_for(data, contract, file.tokenizer_json),
         tolerance=tolerance,

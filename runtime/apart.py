@@ -76,13 +76,13 @@ def open_sessions(paths: Sequence[Path], size_bytes: int) -> list[Session | Apar
     """
     if too_large(size_bytes):
         return [ApartSession(path) for path in paths]
-    return [open_session(path, spinning=False) for path in paths]
+    return [open_session(path) for path in paths]
 
 
 def run_batches(path: str, folder: str, count: int) -> None:
     """Child side: run the batches ``inputs_0.npz`` to ``inputs_{count - 1}.npz`` of ``folder``; write the outputs beside."""
     with _mapped_pages_let_go(Path(path).parent):
-        session = open_session(Path(path), threads=_THREADS, spinning=False, mapped=True)
+        session = open_session(Path(path), threads=_THREADS, mapped=True)
         for position in range(count):
             outputs = session(_load(Path(folder) / f"inputs_{position}.npz"))
             np.savez(Path(folder) / f"outputs_{position}.npz", allow_pickle=False, **outputs)

@@ -102,7 +102,7 @@ def open_on_target(path: Path, contract: Contract, target: Target) -> Session | 
     check_runs_here(target)
     if target.run is not run_in_process or target.session.plugin is not None:  # a plugin's library may print, or die
         return SentSession(path, contract, target)
-    session = open_session(path, spec=target.session, spinning=False, record_placement=True)
+    session = open_session(path, spec=target.session, record_placement=True)
     _checked(session.placement(), target)
     return session
 

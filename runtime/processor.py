@@ -7,11 +7,18 @@ there, the answer is None. Imports the standard library only.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 CGROUP_ROOT, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 CPU_SYSFS = Path("/sys/devices/system/cpu")
+LOADAVG = Path("/proc/loadavg")
+THREADS_VARIABLE = "OMP_NUM_THREADS"
+_LOCAL_PROCESSES_VARIABLE = "LOCAL_WORLD_SIZE"
+"""torchrun's and accelerate's, of the processes on this machine that train one model."""
+_THREADS_OPTION: ContextVar[int | None] = ContextVar("threads", default=None)
 
 
 def affinity() -> tuple[int, ...] | None:
@@ -51,6 +58,52 @@ def turbo(sysfs: Path = CPU_SYSFS) -> bool | None:
 def load_average() -> float | None:
     """Return the mean number of threads that wanted to run over the last minute."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+def running_threads(path: Path = LOADAVG) -> int | None:
+    """Return how many threads on this machine run or want to run now, this one included."""
+    fields = (_read(path) or "").split()
+    running = fields[3].partition("/")[0] if len(fields) > 3 else ""
+    return int(running) if running.isdecimal() else None
+
+
+def local_process_count(variables: Mapping[str, str] = os.environ) -> int:
+    """Return how many processes on this machine train one model together; 1 for a process by itself."""
+    return _positive(variables.get(_LOCAL_PROCESSES_VARIABLE)) or 1
+
+
+def requested_threads(variables: Mapping[str, str] = os.environ) -> int | None:
+    """Return the threads that the user has set, by ``--threads`` or else ``OMP_NUM_THREADS``; None where neither is set.
+
+    torchrun sets the variable to 1 by itself where it starts several processes: there 1 is nobody's wish.
+    """
+    option = _THREADS_OPTION.get()
+    if option is not None:
+        return option
+    threads = _positive((variables.get(THREADS_VARIABLE) or "").partition(",")[0])
+    return None if threads == 1 and local_process_count(variables) > 1 else threads
+
+
+@contextmanager
+def requesting_threads(threads: int | None) -> Iterator[None]:
+    """Let ``threads`` be what the user has set while the block lasts, in processes started there too; None changes nothing."""
+    if threads is None:
+        yield
+        return
+    before, token = os.environ.get(THREADS_VARIABLE), _THREADS_OPTION.set(threads)
+    os.environ[THREADS_VARIABLE] = str(threads)
+    try:
+        yield
+    finally:
+        _THREADS_OPTION.reset(token)
+        os.environ.pop(THREADS_VARIABLE)
+        if before is not None:
+            os.environ[THREADS_VARIABLE] = before
+
+
+def _positive(text: str | None) -> int | None:
+    number = (text or "").strip()
+    return int(number) if number.isdecimal() and int(number) > 0 else None
 
 
 def _own_folders(root: Path, own: Path) -> Iterator[Path]:

@@ -25,7 +25,7 @@ from monograph.runtime.cuda import (
     open_device_clock,
 )
 from monograph.runtime.cuda import PROVIDER as CUDA_PROVIDER
-from monograph.runtime.processor import quota_cores
+from monograph.runtime.processor import local_process_count, quota_cores, requested_threads
 from monograph.runtime.provider_options import check_options
 from monograph.runtime.results import Placed
 from monograph.runtime.session_spec import CPU_PROVIDER, SessionSpec
@@ -74,6 +74,11 @@ def usable_cores() -> int:
 
     cores, quota = int(joblib.cpu_count()), quota_cores()
     return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def default_threads() -> int:
+    """Return the threads of work that is not timed: what the user has set, else this process's share of the usable cores."""
+    return requested_threads() or max(1, usable_cores() // local_process_count())
 
 
 def available_providers() -> tuple[str, ...]:
@@ -210,13 +215,15 @@ def open_session(
     *,
     spec: SessionSpec | None = None,
     threads: int | None = None,
-    spinning: bool = True,
+    spinning: bool = False,
     record_placement: bool = False,
     mapped: bool = False,
     profile_prefix: Path | None = None,
 ) -> Session:
-    """Load ``path`` into ONNX Runtime: sequential execution, ``threads`` intra-op threads (default: the usable cores).
+    """Load ``path`` into ONNX Runtime: sequential execution, ``threads`` intra-op threads (default: :func:`default_threads`).
 
+    ``spinning`` lets idle threads wait by spinning, ONNX Runtime's own default. It is for sessions that are timed: elsewhere
+    such threads take cores from other work, and all threads without it are at least as fast as one beside busy neighbours.
     ``mapped`` leaves large weights on disk, those inside the file too: they are mapped, and neither packed nor folded.
     ``profile_prefix`` turns ONNX Runtime's profiler on and is what the name of its file begins with.
 
@@ -322,7 +329,7 @@ def _session_options(spec: SessionSpec, threads: int | None, spinning: bool, rec
     options = ort.SessionOptions()
     options.log_severity_level = _FATAL  # what goes wrong is raised, with its text; ONNX Runtime would print it as well
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-    options.intra_op_num_threads = threads or usable_cores()
+    options.intra_op_num_threads = threads or default_threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
     options.add_session_config_entry("session.record_ep_graph_assignment_info", str(int(record_placement)))
     for key, value in spec.config.items():

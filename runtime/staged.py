@@ -172,8 +172,7 @@ def open_staged(
     """
     plan = read_plan(folder)
     sessions = [
-        open_session(folder / stage.file, spec=spec, threads=threads, spinning=False, record_placement=record_placement)
-        for stage in plan.stages
+        open_session(folder / stage.file, spec=spec, threads=threads, record_placement=record_placement) for stage in plan.stages
     ]
     return StagedSessions(folder, plan, sessions)
 

@@ -102,7 +102,7 @@ def _run_members(files: Sequence[OnnxFile], names: Sequence[str], rows: Sequence
     labels = rows[leader].required_labels()
     outputs = []
     for file, name, positions, member_rows in zip(files, names, class_positions, rows, strict=True):
-        session = open_session(file.path, spinning=False, mapped=too_large(file.size_bytes))
+        session = open_session(file.path, mapped=too_large(file.size_bytes))
         output = run_all_rows(session, file.contract, member_rows)
         output = in_fused_order(output, positions, name, missing_value(file.contract.kind))
         if not np.isfinite(output).all():

@@ -98,7 +98,7 @@ def _read_ort(path: Path, model: Form) -> Form:
     """Read ONNX Runtime's format for phones, which keeps the metadata of the file that it was made from."""
     if not path.is_file():
         raise SourceError(f"no such file: {path}")
-    metadata = open_session(path, spinning=False).metadata
+    metadata = open_session(path).metadata
     golden = _golden_of(metadata, path)
     if golden.graph_sha256 != graph_sha256(model.path):
         raise ConfigError(f"{path} was made from another model than {model.path}: make it by monograph lower … --to ort again")

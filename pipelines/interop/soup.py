@@ -47,7 +47,7 @@ def try_soup(first: Model, second: Model, stream: RowStream, yardstick: Yardstic
     except (InputError, ParityError) as error:
         return Soup(first.name, second.name, fits=False, reason=" ".join(str(error).split()))
     made = read_onnx(path)
-    session, size = open_session(path, spinning=False), max(scoring_batch_size(made.contract) * 8, 64)
+    session, size = open_session(path), max(scoring_batch_size(made.contract) * 8, 64)
     output = np.concatenate([run_all_rows(session, made.contract, part) for part in stream.parts(size)])
     told = np.setdiff1d(np.arange(stream.row_count), known)
     labels, judged = first.labels[told], yardstick.take(told)

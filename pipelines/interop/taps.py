@@ -140,7 +140,7 @@ def _with_outputs(file: OnnxFile, names: Sequence[str], path: Path) -> Session:
         made[name].shape = None  # what an exporter noted of an inner tensor may hold for its own batch only
         model.graph.outputs.append(made[name])
     ir.save(model, path, external_data=f"{path.name}.data")
-    return open_session(path, spinning=False)
+    return open_session(path)
 
 
 def _candidates(file: OnnxFile) -> list[str]:

@@ -103,7 +103,7 @@ def assert_weighted_sum() -> Callable[..., None]:
     """Assert that the fused file computes Σ αᵢOᵢ (of softmax(Oᵢ) for ``probs``) of its members, run apart, in numpy."""
 
     def check(fused: Fused, files: Sequence[OnnxFile], *, atol: float = 1e-5, batch_sizes: Sequence[int] = BATCH_SIZES) -> None:
-        session = open_session(fused.file.path, spinning=False)
+        session = open_session(fused.file.path)
         plan = fused.plan
         contract = fused.file.contract
         fixed = contract.inputs[0].shape[0]
@@ -112,7 +112,7 @@ def assert_weighted_sum() -> Callable[..., None]:
             expected: Array = np.zeros(())
             for file, member in zip(files, plan.members, strict=True):
                 feed = {link.member_input: inputs[link.shared_input].astype(link.dtype) for link in member.input_links}
-                output = open_session(file.path, spinning=False)(feed)[file.contract.output.name].astype(np.float64)
+                output = open_session(file.path)(feed)[file.contract.output.name].astype(np.float64)
                 if file.contract.class_names is not None and contract.class_names is not None:
                     output = output[..., [file.contract.class_names.index(name) for name in contract.class_names]]
                 if plan.form == "probs" and file.contract.kind is Kind.LOGITS:

@@ -66,7 +66,7 @@ def graph_of(path: Path) -> onnx.GraphProto:
 
 def assert_head_of(made: Exported, head: TorchModel, features_of: Callable[[Mapping[str, Array]], Array]) -> None:
     """The written file computes the head of the features, at other batch sizes and lengths than the proof's."""
-    session = open_session(made.path, spinning=False)
+    session = open_session(made.path)
     for size in BATCH_SIZES:
         inputs = random_inputs(made.contract, size, np.random.default_rng(size), sequence_length=9)
         expected = head({**inputs, head.contract.inputs[0].name: features_of(inputs)})

@@ -113,7 +113,7 @@ def torch_model(module: nn.Module, contract: Contract = CONTRACT) -> TorchModel:
 
 def assert_equal_at(model: TorchModel, path: Path, batch_size: int, **options: int) -> None:
     inputs = random_inputs(model.contract, batch_size, np.random.default_rng(99), **options)
-    expected, got = model(inputs), open_session(path, spinning=False)(inputs)
+    expected, got = model(inputs), open_session(path)(inputs)
     assert list(got) == list(expected)
     for name, array in expected.items():
         assert got[name].shape == array.shape

@@ -91,8 +91,8 @@ def test_a_real_network_goes_through_lazily_and_computes_the_same(tmp_path: Path
     assert [file.name for file in tmp_path.iterdir()] == ["copy.onnx"]
     x = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
     (name,) = (spec.name for spec in read_onnx(SQUEEZENET).contract.inputs)
-    (expected,) = open_session(SQUEEZENET, spinning=False)({name: x}).values()
-    (got,) = open_session(tmp_path / "copy.onnx", spinning=False)({name: x}).values()
+    (expected,) = open_session(SQUEEZENET)({name: x}).values()
+    (got,) = open_session(tmp_path / "copy.onnx")({name: x}).values()
     np.testing.assert_array_equal(got, expected)
     assert read_onnx(tmp_path / "copy.onnx").metadata["key"] == "value"
 

@@ -125,7 +125,7 @@ def test_three_kinds_become_one_graph_whose_weights_are_fitted_on_likes(tmp_path
         model = TorchModel(_Probability(module), contract, factory.__name__)
         files.append(read_onnx(export_torch(model, tmp_path / f"{factory.__name__}.onnx").path))
     inputs = rows_of(files[0].contract, 8000)
-    probabilities = [open_session(file.path, spinning=False)(inputs)["scores"][:, 0] for file in files]
+    probabilities = [open_session(file.path)(inputs)["scores"][:, 0] for file in files]
     likely = sum(share * each for share, each in zip(shares, probabilities, strict=True))
     rows = Rows(inputs, (np.random.default_rng(1).random(8000) < likely).astype(np.int64))
     fit = fit_fusion(files, [rows] * 3, seed=0)
@@ -137,5 +137,5 @@ def test_three_kinds_become_one_graph_whose_weights_are_fitted_on_likes(tmp_path
     fused = fuse(plan_fusion(files, fit=fit), tmp_path / "fused.onnx", rows=rows.take(slice(0, 64)))
     assert fused.file.contract.kind is Kind.SCORES
     assert [member.name for member in fused.plan.running] == [file.path.stem for file in files]
-    mixed = open_session(fused.file.path, spinning=False)(inputs)["scores"][:, 0]
+    mixed = open_session(fused.file.path)(inputs)["scores"][:, 0]
     np.testing.assert_allclose(mixed, np.tensordot(fit.weights, probabilities, 1), atol=1e-6)

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from monograph.models.onnx_file import read_onnx
 from monograph.pipelines.cli import _exit_code
-from monograph.runtime.session import open_session
+from monograph.runtime.session import open_session, usable_cores
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -78,6 +78,15 @@ def test_json_is_all_that_stands_on_standard_output(run: Run, pair: list[Path], 
     assert len(measurement["latency"]["samples_ns"]) >= 40
     code, out, _ = run("targets", "--json")
     assert json.loads(out)[0]["evidence"] == "executed"
+
+
+@pytest.mark.parametrize(("option", "spins"), [([], True), (["--no-spinning"], False)])
+def test_threads_that_are_timed_spin_unless_asked_not_to(run: Run, pair: list[Path], option: list[str], spins: bool) -> None:
+    code, out, _ = run("measure", pair[0], "--min-runs", "40", "--min-seconds", "0", "--batch-sizes", "1", "--json", *option)
+    assert code == 0
+    (measurement,) = json.loads(out)
+    assert measurement["environment"]["spinning"] is spins
+    assert measurement["environment"]["threads"] == usable_cores(), "those that are timed are documented, and not the default's"
 
 
 def test_measure_writes_a_file_and_a_table(run: Run, pair: list[Path], tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def run(capfd: pytest.CaptureFixture[str]) -> Run:
 
 
 def logits_of(path: Path, x: Array) -> Array:
-    (output,) = open_session(path, spinning=False)({"x": x}).values()
+    (output,) = open_session(path)({"x": x}).values()
     return output.astype(np.float64)
 
 
@@ -208,7 +208,7 @@ class TestMemberOutputs:
         ]
         assert {batch["rows"] for batch in teaching["proof"]["batches"]} == {"real"}
         x = np.random.default_rng(1).standard_normal((5, 4), dtype=np.float32)
-        given = open_session(Path(teaching["path"]), spinning=False)({"x": x})
+        given = open_session(Path(teaching["path"]))({"x": x})
         np.testing.assert_allclose(given["member_0_a_logits"], logits_of(world["a"], x), atol=1e-6)
         np.testing.assert_allclose(given["member_1_b_logits"], logits_of(world["b"], x), atol=1e-6)
         np.testing.assert_allclose(given["probabilities"], logits_of(fused, x), atol=1e-6)

@@ -226,7 +226,7 @@ def test_trained_networks(run: Run, convs: Path, tmp_path: Path, kind: str):
         pixels, labels = test["pixels"], test["y"]
 
     def accuracy(path: Path) -> float:
-        return float((open_session(path, spinning=False)({"pixels": pixels})["logits"].argmax(1) == labels).mean())
+        return float((open_session(path)({"pixels": pixels})["logits"].argmax(1) == labels).mean())
 
     assert accuracy(soup) > (accuracy(left) + accuracy(right)) / 2
 

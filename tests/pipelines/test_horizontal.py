@@ -118,7 +118,7 @@ def test_both_graphs_are_timed_in_processes_of_their_own(world: Mapping[str, Pat
 def test_a_fused_file_computes_what_its_members_do(world: Mapping[str, Path], tmp_path: Path):
     fused = fuse_models([world["a"], world["b"]], tmp_path / "fused.onnx", weights=(0.3, 0.7), horizontal="on")
     x = np.random.default_rng(5).standard_normal((9, 4), dtype=np.float32)
-    outputs = [open_session(path, spinning=False)({"x": x})["logits"] for path in (world["a"], world["b"], fused.file.path)]
+    outputs = [open_session(path)({"x": x})["logits"] for path in (world["a"], world["b"], fused.file.path)]
     np.testing.assert_allclose(outputs[2], 0.3 * outputs[0] + 0.7 * outputs[1], atol=1e-5)
 
 

@@ -37,7 +37,7 @@ def write(tmp_path: Path) -> Write:
     def write_one(text: str, contract: Contract | None = None, rows: Rows | None = None, name: str = "proven") -> Path:
         source, path = tmp_path / "source.onnx", tmp_path / f"{name}.onnx"
         onnx.save(onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 20, "ai.onnx.ml": 3]> {text}'), source)
-        session = open_session(source, spinning=False)
+        session = open_session(source)
         promised = contract or read_onnx(source).contract
         write_proven(load_graph(source), path, promised, session, names=("itself", name), rows=rows, batch_sizes=SIZES)
         return path
@@ -46,7 +46,7 @@ def write(tmp_path: Path) -> Write:
 
 
 def opened(path: Path) -> tuple[Golden, Session]:
-    session = open_session(path, spinning=False)
+    session = open_session(path)
     golden = read_golden(session.metadata, path.name)
     assert golden is not None
     return golden, session

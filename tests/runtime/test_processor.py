@@ -10,7 +10,16 @@ import pytest
 
 from monograph.runtime import processor
 from monograph.runtime.environment import describe_environment, environment_doubts, look_before
-from monograph.runtime.processor import frequency_governor, quota_cores, throttled_count, turbo
+from monograph.runtime.processor import (
+    frequency_governor,
+    quota_cores,
+    requested_threads,
+    requesting_threads,
+    running_threads,
+    throttled_count,
+    turbo,
+)
+from monograph.runtime.session import default_threads
 
 
 @pytest.fixture
@@ -108,6 +117,53 @@ def test_doubts_are_told_each_with_its_remedy():
     assert "in 3 periods" in environment_doubts(replace(calm, throttled_periods=3))[0]
     assert "2 threads may run on 1 cores only" in environment_doubts(replace(calm, affinity=(1,)))[0]
     assert "governor is powersave" in environment_doubts(replace(calm, governor="powersave"))[0]
+
+
+def test_threads_that_run_are_counted(tmp_path: Path):
+    (tmp_path / "loadavg").write_text("1.50 1.25 0.69 4/103 14365\n")
+    assert running_threads(tmp_path / "loadavg") == 4
+    assert running_threads(tmp_path / "missing") is None
+
+
+@pytest.mark.parametrize(
+    ("variables", "threads"),
+    [
+        ({}, None),
+        ({"OMP_NUM_THREADS": "4"}, 4),
+        ({"OMP_NUM_THREADS": "4,2"}, 4),
+        ({"OMP_NUM_THREADS": "many"}, None),
+        ({"OMP_NUM_THREADS": "0"}, None),
+        ({"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "1"}, 1),
+        ({"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": "2"}, None),  # torchrun's own doing
+        ({"OMP_NUM_THREADS": "2", "LOCAL_WORLD_SIZE": "2"}, 2),
+    ],
+)
+def test_threads_that_the_user_has_set(variables: dict[str, str], threads: int | None):
+    assert requested_threads(variables) == threads
+
+
+def test_the_option_wins_over_the_variable_and_ends_with_its_block(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with requesting_threads(1):
+        assert (requested_threads(), os.environ["OMP_NUM_THREADS"]) == (1, "1")
+    assert requested_threads() == 4
+    with requesting_threads(None):
+        assert requested_threads() == 4
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    with requesting_threads(3):
+        pass
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+def test_processes_that_train_together_share_the_cores(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("monograph.runtime.session.usable_cores", lambda: 8)
+    assert default_threads() == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert default_threads() == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert default_threads() == 1
 
 
 def test_an_affinity_of_one_core_leaves_one_usable():

@@ -7,6 +7,7 @@ import onnxruntime as ort
 import pytest
 
 from monograph.errors import ConfigError, SourceError, WorkerError
+from monograph.runtime.processor import requesting_threads
 from monograph.runtime.results import Placed
 from monograph.runtime.session import open_session, save_optimised, usable_cores
 from monograph.runtime.session_spec import SessionSpec
@@ -65,9 +66,22 @@ def test_threads_are_those_asked_for(classifier: Classifier, threads: int):
     assert options.execution_mode == ort.ExecutionMode.ORT_SEQUENTIAL
 
 
-def test_threads_are_the_usable_cores_where_none_are_asked_for(classifier: Classifier):
+def test_threads_are_the_usable_cores_where_nobody_has_set_them(classifier: Classifier, monkeypatch: pytest.MonkeyPatch):
+    def threads() -> int:
+        return open_session(classifier()).ort_session.get_session_options().intra_op_num_threads
+
     assert usable_cores() >= 1
-    assert open_session(classifier()).ort_session.get_session_options().intra_op_num_threads == usable_cores()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads() == usable_cores()
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads() == 3
+    with requesting_threads(2):
+        assert threads() == 2
+
+
+def test_threads_spin_only_where_that_is_asked_for(classifier: Classifier):
+    options = open_session(classifier(), threads=1).ort_session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
 
 
 @pytest.mark.parametrize("spinning", [True, False])

@@ -189,7 +189,7 @@ def _run(file: OnnxFile, name: str, positions: Sequence[int] | None, rows: Rows,
         raise FusionError(
             f"{name} gives {contract.kind.value}: a cascade takes classifiers, whose output tells how sure they are"
         )
-    output = run_all_rows(open_session(file.path, spinning=False), contract, rows)
+    output = run_all_rows(open_session(file.path), contract, rows)
     if positions is not None:
         output = output[..., list(positions)]
     if output.ndim != 2 or len(output) != len(labels):

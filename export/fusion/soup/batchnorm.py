@@ -135,7 +135,7 @@ def _advance(model: ir.Model, frontier: Sequence[ir.Value], known: Sequence[Mapp
     with TemporaryDirectory(prefix="monograph-soup-") as folder:
         path = Path(folder) / "part.onnx"
         _save_part(model, known[0], new, path)
-        session = open_session(path, spinning=False)
+        session = open_session(path)
         advanced = []
         for batch in known:
             computed = {**batch, **session(batch)}

@@ -84,7 +84,7 @@ def fuse_soup(
             model,
             path,
             plan.contract,
-            open_session(reference, spinning=False),
+            open_session(reference),
             names=("the members' weights averaged in numpy", path.name),
             rows=rows,
             batch_sizes=batch_sizes,

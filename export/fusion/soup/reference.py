@@ -75,7 +75,7 @@ def check_statistics(path: Path, contract: Contract, rows: Rows, statistics: Map
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(seen.values()) if name not in present)
     watched = path.with_name("watched.onnx")
     watched.write_bytes(proto.SerializeToString())
-    session = open_session(watched, spinning=False)
+    session = open_session(watched)
     counts: Counter[str] = Counter()
     sums: dict[str, Array] = {}
     squares: dict[str, Array] = {}

@@ -55,7 +55,7 @@ def probabilities_of_mixture(
     with TemporaryDirectory(prefix="monograph-soup-") as folder:
         path = Path(folder) / "mixture.onnx"
         save_model(model, path)
-        output = run_all_rows(open_session(path, spinning=False), contract, rows)
+        output = run_all_rows(open_session(path), contract, rows)
     who = " + ".join(f"{weight:.3g} {name}" for name, weight in zip(networks.names, weights, strict=True) if weight)
     if output.ndim != 2 or len(output) != len(rows):
         raise FusionError(f"{who} gives an array of shape {output.shape} for {len(rows)} rows: expected one row of classes each")

@@ -90,7 +90,7 @@ def write_text(write_model: WriteModel) -> WriteModel:
 
 
 def logits(file: OnnxFile, inputs: dict[str, Array]) -> Array:
-    (output,) = open_session(file.path, spinning=False)(inputs).values()
+    (output,) = open_session(file.path)(inputs).values()
     return output.astype(np.float64)
 
 
@@ -203,7 +203,7 @@ class TestPictures:
 
         fused = fuse_files([write("whole", "uint8"), write("real", "float")])
         pixels = np.linspace(-1, 257, 24, dtype=np.float32).reshape(2, 3, 2, 2)
-        (got,) = open_session(fused.file.path, spinning=False)({"x": pixels}).values()
+        (got,) = open_session(fused.file.path)({"x": pixels}).values()
         expected = (pixels.clip(0, 255).round() + pixels).reshape(2, 12) / 2
         np.testing.assert_allclose(got, expected, rtol=1e-6)
 
@@ -297,7 +297,7 @@ class TestSteps:
         ir.save(ir.Model(graph, ir_version=8), tmp_path / "step.onnx")
         onnx.checker.check_model(str(tmp_path / "step.onnx"), full_check=True)
         array = np.random.default_rng(0).integers(0, 256, (2, *shape[1:])).astype(np.float32)
-        (got,) = open_session(tmp_path / "step.onnx", spinning=False)({"x": array}).values()
+        (got,) = open_session(tmp_path / "step.onnx")({"x": array}).values()
         expected = step.apply(array)
         assert got.dtype == expected.dtype
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-3)

@@ -42,7 +42,7 @@ def _features(count: int = 64, features: int = 4) -> np.ndarray:
 
 
 def _run(file: OnnxFile, x: np.ndarray) -> np.ndarray:
-    (output,) = open_session(file.path, spinning=False)({file.contract.inputs[0].name: x}).values()
+    (output,) = open_session(file.path)({file.contract.inputs[0].name: x}).values()
     return output.astype(np.float64)
 
 

@@ -93,7 +93,7 @@ class TestFit:
 
     def fit(self, files: list[OnnxFile], row_count: int, **choices: Any) -> CascadeFit:
         x = np.random.default_rng(0).standard_normal((row_count, 4), dtype=np.float32)
-        (output,) = open_session(files[1].path, spinning=False)({"x": x}).values()
+        (output,) = open_session(files[1].path)({"x": x}).values()
         rows = Rows({"x": x}, output.argmax(1))
         return fit_cascade(files, [rows, rows], **choices)
 

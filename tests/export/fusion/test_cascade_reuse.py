@@ -56,7 +56,7 @@ def branches(cascade: Cascaded) -> list[list[str]]:
 
 
 def run(file: OnnxFile, x: np.ndarray) -> np.ndarray:
-    (output,) = open_session(file.path, spinning=False)({"x": x}).values()
+    (output,) = open_session(file.path)({"x": x}).values()
     return output.astype(np.float64)
 
 

@@ -32,7 +32,7 @@ MATRIX = ((0.9, 0.2, 0.5), (0.1, 0.3, 0.5), (0.0, 0.5, 0.0))
 
 
 def run(file: OnnxFile, x: Array = ROWS) -> Array:
-    (output,) = open_session(file.path, spinning=False)({"x": x}).values()
+    (output,) = open_session(file.path)({"x": x}).values()
     return output.astype(np.float64)
 
 

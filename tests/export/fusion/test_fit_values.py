@@ -30,7 +30,7 @@ FEATURES = np.random.default_rng(3).standard_normal((200, 4), dtype=np.float32)
 
 
 def run(file: OnnxFile, x: Array = FEATURES) -> Array:
-    (output,) = open_session(file.path, spinning=False)({"x": x}).values()
+    (output,) = open_session(file.path)({"x": x}).values()
     return output.astype(np.float64)
 
 

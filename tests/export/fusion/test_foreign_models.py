@@ -35,8 +35,8 @@ def fuse_with_itself(path: Path, folder: Path) -> bool:
     if fused is None:
         return False
     inputs = random_inputs(fused.file.contract, 3, np.random.default_rng(0))
-    (got,) = open_session(fused.file.path, spinning=False)(inputs).values()
-    expected = open_session(path, spinning=False)(inputs)[fused.plan.members[0].output].astype(np.float64)
+    (got,) = open_session(fused.file.path)(inputs).values()
+    expected = open_session(path)(inputs)[fused.plan.members[0].output].astype(np.float64)
     assert got.shape == expected.shape
     finite = np.isfinite(expected)
     np.testing.assert_array_equal(got[~finite], expected[~finite])
@@ -130,7 +130,7 @@ class Trio:
 
     def outputs(self, file: OnnxFile) -> np.ndarray:
         (inputs,) = random_inputs(replace(file.contract, inputs=file.contract.inputs[:1]), 1, np.random.default_rng(0)).values()
-        session = open_session(file.path, spinning=False)
+        session = open_session(file.path)
         return session({file.contract.inputs[0].name: inputs})[file.contract.output.name].astype(np.float64)
 
     def check(self) -> None:

@@ -29,7 +29,7 @@ ROWS = np.random.default_rng(3).standard_normal((200, 4), dtype=np.float32)
 
 
 def run(file: OnnxFile, x: Array = ROWS) -> Array:
-    (output,) = open_session(file.path, spinning=False)({"x": x}).values()
+    (output,) = open_session(file.path)({"x": x}).values()
     return output.astype(np.float64)
 
 

@@ -358,9 +358,9 @@ def test_every_form_takes_a_batch(combine: str, write_members: Callable[..., lis
     files = write_members(f"{ROWS.format(classes=3)} {{ {PERCEPTRON} }}", SIZES)
     apart = fuse_files(files, combine=combine, weights=(0.5, 0.3, 0.2), temperatures=(1.5, 1.0, 0.7))
     x = np.random.default_rng(0).standard_normal((7, 4), dtype=np.float32)
-    (expected,) = open_session(apart.file.path, spinning=False)({"x": x}).values()
+    (expected,) = open_session(apart.file.path)({"x": x}).values()
     batched = fuse_files(files, combine=combine, weights=(0.5, 0.3, 0.2), temperatures=(1.5, 1.0, 0.7), horizontal=ASKED)
-    (got,) = open_session(batched.file.path, spinning=False)({"x": x}).values()
+    (got,) = open_session(batched.file.path)({"x": x}).values()
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
@@ -605,7 +605,7 @@ def test_a_batch_computes_what_members_apart_do(
         apart = fuse(plan_fusion(files), Path(folder) / "apart.onnx")
         batched = fuse(plan_fusion(files, horizontal=ASKED), Path(folder) / "batched.onnx")
         x = np.random.default_rng(1).standard_normal((6, 2, 5, 5) if picture else (6, 4), dtype=np.float32)
-        (expected,) = open_session(apart.file.path, spinning=False)({"x": x}).values()
+        (expected,) = open_session(apart.file.path)({"x": x}).values()
         for rows in (x, x[:1]):
-            (got,) = open_session(batched.file.path, spinning=False)({"x": rows}).values()
+            (got,) = open_session(batched.file.path)({"x": rows}).values()
             np.testing.assert_allclose(got, expected[: len(rows)], atol=1e-5 * max(1.0, float(np.abs(expected).max())))

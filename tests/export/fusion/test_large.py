@@ -51,7 +51,7 @@ from pathlib import Path
 import numpy as np
 from monograph.runtime.session import open_session
 
-session = open_session(Path(sys.argv[1]), spinning=False, mapped=True)
+session = open_session(Path(sys.argv[1]), mapped=True)
 session({"x": np.ones((3, int(sys.argv[2])), np.float32)})
 status = Path("/proc/self/status").read_text().splitlines()
 print(int(next(line for line in status if line.startswith("RssAnon")).split()[1]) * 1024)
@@ -97,8 +97,8 @@ def test_neither_process_holds_the_members(external: bool, tmp_path: Path):
     for path in (members[0], target):
         assert int(run_script(RUN_MAPPED, path, WIDTH)) < MEMBER_BYTES, path
     x = np.random.default_rng(0).standard_normal((2, WIDTH)).astype(np.float32)
-    expected = np.mean([open_session(path, spinning=False)({"x": x})["probabilities"] for path in members], axis=0)
-    np.testing.assert_allclose(open_session(target, spinning=False)({"x": x})["probabilities"], expected, atol=1e-6)
+    expected = np.mean([open_session(path)({"x": x})["probabilities"] for path in members], axis=0)
+    np.testing.assert_allclose(open_session(target)({"x": x})["probabilities"], expected, atol=1e-6)
 
 
 class TestRunApart:

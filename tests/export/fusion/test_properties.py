@@ -146,7 +146,7 @@ def outputs(file: OnnxFile, batch_size: int = 6) -> Array:
     (spec,) = file.contract.inputs
     shape = [batch_size, *spec.shape[1:]]
     rows = np.random.default_rng(0).standard_normal(shape).astype(np.float32)  # type: ignore[arg-type]
-    return open_session(file.path, spinning=False)({spec.name: rows})[file.contract.output.name]
+    return open_session(file.path)({spec.name: rows})[file.contract.output.name]
 
 
 def assert_same(one: Array, other: Array) -> None:

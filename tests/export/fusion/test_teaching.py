@@ -33,7 +33,7 @@ def classes(names: str, kind: Kind = Kind.LOGITS) -> Contract:
 
 
 def run(file: OnnxFile | Path, x: Array = X) -> dict[str, Array]:
-    return open_session(file if isinstance(file, Path) else file.path, spinning=False)({"x": x})
+    return open_session(file if isinstance(file, Path) else file.path)({"x": x})
 
 
 @pytest.fixture

@@ -115,7 +115,7 @@ class TestClassification:
         assert (contract.kind, contract.class_names) == (Kind.LOGITS, tuple("0123456789"))
         weights = load_file(out / "adapted.safetensors")
         rows = Rows.load(digit_file).take(slice(0, 5))
-        given = open_session(out / "adapted.onnx", spinning=False)(rows.inputs)["logits"]
+        given = open_session(out / "adapted.onnx")(rows.inputs)["logits"]
         module = conv((1, 8, 8), width=4)[0].eval()
         own = {name.removeprefix("trunk.module."): tensor for name, tensor in weights.items() if name.startswith("trunk.module.")}
         last = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)][-1]
@@ -126,7 +126,7 @@ class TestClassification:
     def test_the_temperature_does_not_harm(self, out: Path, digit_file: Path):
         record, splits = (json.loads((out / name).read_text()) for name in ("adaptation.json", "splits.json"))
         rows = Rows.load(digit_file).take(np.array(splits["parts"]["validation"]["rows"]))
-        logits = open_session(out / "adapted.onnx", spinning=False)(rows.inputs)["logits"]
+        logits = open_session(out / "adapted.onnx")(rows.inputs)["logits"]
         assert record["temperature"] > 0
         assert nll(logits, rows.required_labels()) <= nll(logits * record["temperature"], rows.required_labels()) + 1e-6
 
@@ -158,7 +158,7 @@ def test_several_labels(tmp_path: Path):
     file = read_onnx(adapted.onnx)
     assert (file.contract.kind, file.contract.class_names) == (Kind.SCORES, ("label 0", "label 1"))
     with np.load(data) as arrays:
-        scores = open_session(adapted.onnx, spinning=False)({file.contract.inputs[0].name: 20 * arrays["x"]})["scores"]
+        scores = open_session(adapted.onnx)({file.contract.inputs[0].name: 20 * arrays["x"]})["scores"]
     assert scores.shape == (200, 2)
     assert ((scores >= 0) & (scores <= 1)).all()
     assert adapted.temperature is None
@@ -191,7 +191,7 @@ def test_clicks(tmp_path: Path):
     assert "keeps its head" in adapted.notes[-1]
     assert adapted.best_baseline == "mean by right"
     file = read_onnx(adapted.onnx)
-    given = open_session(adapted.onnx, spinning=False)({"left": pairs[:, 0], "right": pairs[:, 1]})["scores"]
+    given = open_session(adapted.onnx)({"left": pairs[:, 0], "right": pairs[:, 1]})["scores"]
     assert (file.contract.kind, given.shape) == (Kind.SCORES, (len(pairs), 1))
     assert ((given > 0) & (given < 1)).all()
     assert adapted.verdict().startswith(("better than", "NOT shown to be better than mean by right"))

@@ -31,7 +31,7 @@ from monograph.runtime.session import open_session
 
 def own_path(model: Path, contract: Contract, pictures: list[Image.Image]) -> np.ndarray:
     """Return the outputs of the project's own preprocessing and session, one row a picture."""
-    session = open_session(model, spinning=False)
+    session = open_session(model)
     inputs = [preprocess({contract.inputs[0].name: [picture]}, contract)[0] for picture in pictures]
     return np.concatenate([session(one)[contract.output.name] for one in inputs])
 

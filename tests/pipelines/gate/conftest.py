@@ -85,7 +85,7 @@ class InProcess:
     """By the name of a contender: how much slower it is."""
 
     def run(self, job: Job) -> RawRun:
-        session = open_session(Path(job.contender.loader_arguments["path"]), spinning=False)
+        session = open_session(Path(job.contender.loader_arguments["path"]))
         rows = job.rows if job.stream is None else job.stream.read(0, job.stream.row_count)
         size = job.contender.contract.inputs[0].shape[0]
         name = job.contender.contract.output.name

@@ -119,7 +119,7 @@ def test_as_pytorch_computes_them(write_model: WriteModel, make_soup: MakeSoup, 
     for (mean, variance), norm in zip(statistics_in(soup.file.path), norms_of(exact), strict=True):
         np.testing.assert_allclose(mean, norm.running_mean.numpy(), atol=1e-5)
         np.testing.assert_allclose(variance, norm.running_var.numpy(), rtol=1e-5)
-    (got,) = open_session(soup.file.path, spinning=False)({"pixels": pixels}).values()
+    (got,) = open_session(soup.file.path)({"pixels": pixels}).values()
     with torch.no_grad():
         np.testing.assert_allclose(got, exact(torch.from_numpy(pixels)).numpy(), atol=1e-4)
 

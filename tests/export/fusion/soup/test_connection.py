@@ -24,7 +24,7 @@ WriteMlp = Callable[[str, Mapping[str, Array]], OnnxFile]
 
 
 def accuracy(file: OnnxFile, rows: Rows) -> float:
-    (logits,) = open_session(file.path, spinning=False)(rows.inputs).values()
+    (logits,) = open_session(file.path)(rows.inputs).values()
     return float((logits.argmax(1) == rows.labels).mean())
 
 

@@ -63,7 +63,7 @@ def test_members_that_help_are_taken_and_others_are_not(
     assert {step.member for step in fit.steps if step.added} == {"left", "right"}
     assert fit.accuracy >= max(fit.member_accuracy)
     assert fit.accuracy > fit.uniform_accuracy
-    (logits,) = open_session(soup.file.path, spinning=False)(rows.inputs).values()
+    (logits,) = open_session(soup.file.path)(rows.inputs).values()
     assert fit.accuracy == pytest.approx(float((logits.argmax(1) == rows.labels).mean()))
     assert fit.rows_sha256 == rows.sha256()
 

@@ -50,7 +50,7 @@ def weights_of(path: Path) -> dict[str, Array]:
 
 
 def run(path: Path, **inputs: Array) -> Array:
-    return next(iter(open_session(path, spinning=False)(inputs).values()))
+    return next(iter(open_session(path)(inputs).values()))
 
 
 @pytest.mark.parametrize("weights", [None, (0.2, 0.3, 0.5)])
