@@ -9,7 +9,7 @@ Shape letters: ``n`` rows, ``c`` classes.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from monograph.models.onnx_file import read_onnx
 from monograph.models.sources import Scheme, load_python_model, parse_source
 from monograph.models.torch_model import TorchModel
 from monograph.pipelines.training.augment import Augmentation
+from monograph.pipelines.training.threads import ThreadChooser
 from monograph.runtime.runner import run_all_rows, scoring_batch_size
 from monograph.runtime.session import open_session
 
@@ -139,7 +140,13 @@ def load_teacher(source: str) -> Teacher:
 def as_teacher(model: TorchModel) -> Teacher:
     """Return a teacher that asks ``model``, which takes no gradients from now on."""
     model.module.eval().requires_grad_(False)
-    run = partial(run_all_rows, model, model.contract)
+    threads = ThreadChooser()
+
+    def run_batch(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        with threads.batch():
+            return model(inputs)
+
+    run = partial(run_all_rows, run_batch, model.contract)
     return Teacher(model.name, model.contract, weights_sha256(model), run, model.tokenizer_json, module=model)
 
 

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from monograph.models.contract import Contract, Kind, TensorSpec, TextPreprocessing
@@ -19,7 +18,7 @@ from monograph.models.data.rows import Array, Rows
 from monograph.models.torch_model import TorchModel
 from monograph.pipelines.adapt.network import FEATURES, network_of
 from monograph.pipelines.teachers import Teacher, cached_outputs, weights_sha256
-from monograph.runtime.session import usable_cores
+from monograph.pipelines.training.threads import ThreadChooser
 
 _BATCH_SIZE = 64
 
@@ -43,7 +42,7 @@ class FeatureStore:
 def trunk_features(model: TorchModel, folder: Path, on_rows: Callable[[int, int], None]) -> FeatureStore:
     """Return the features of the trunk of an adaptable model, as its weights are now."""
     trunk = TorchModel(network_of(model).trunk, _contract(model.contract), f"trunk of {model.name}")
-    asked = Teacher(trunk.name, trunk.contract, weights_sha256(trunk), partial(_features, trunk))
+    asked = Teacher(trunk.name, trunk.contract, weights_sha256(trunk), partial(_features, trunk, ThreadChooser()))
     return FeatureStore(lambda rows: cached_outputs(asked, rows, folder, on_rows=on_rows))
 
 
@@ -53,9 +52,8 @@ def _contract(contract: Contract) -> Contract:
     return replace(contract, outputs=(output,), kind=Kind.EMBEDDING, class_names=None)
 
 
-def _features(trunk: TorchModel, rows: Rows) -> Array:
+def _features(trunk: TorchModel, threads: ThreadChooser, rows: Rows) -> Array:
     """Return float32 ``[n, d]``; texts of like length go together and are cut where the longest of them ends."""
-    torch.set_num_threads(usable_cores())
     lengths = _text_lengths(trunk.contract, rows)
     order = np.arange(len(rows)) if lengths is None else np.argsort(lengths, kind="stable")
     parts = []
@@ -64,7 +62,8 @@ def _features(trunk: TorchModel, rows: Rows) -> Array:
         batch = rows.take(chosen)
         if lengths is not None:
             batch = _cut(batch, trunk.contract, int(lengths[chosen].max()))
-        parts.append(trunk(batch.inputs)[FEATURES])
+        with threads.batch():
+            parts.append(trunk(batch.inputs)[FEATURES])
     given = np.concatenate(parts)
     features = np.empty_like(given)
     features[order] = given

@@ -13,6 +13,7 @@ from monograph.pipelines.cli.options import (
     DataColumns,
     Json,
     Split,
+    Threads,
     data_spec_of,
     json_or_text,
     key_value,
@@ -20,6 +21,7 @@ from monograph.pipelines.cli.options import (
     say,
 )
 from monograph.pipelines.progress import Progress
+from monograph.runtime.processor import requesting_threads
 
 
 def adapt(
@@ -84,6 +86,7 @@ def adapt(
     seed: Annotated[int, typer.Option(help="Of the parts, a fresh head, order and dropout.")] = 0,
     on: Annotated[str, typer.Option(help="Targets to measure the model on, separated by commas; empty for none.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the adaptation that was stopped in the folder.")] = False,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Adapt a pretrained model to a task, export it with a proof, and set it beside what simple models reach."""
@@ -107,7 +110,7 @@ def adapt(
     rows = data_spec_of(data, data_column, split)
     assert rows is not None
     progress = Progress()
-    with progress.stage(f"adapt to {output}"), leaving_together():
+    with progress.stage(f"adapt to {output}"), leaving_together(), requesting_threads(threads):
         adapted = adapt_model(
             model,
             rows,

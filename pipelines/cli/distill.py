@@ -14,6 +14,7 @@ from monograph.pipelines.cli.options import (
     DataColumns,
     Json,
     Split,
+    Threads,
     data_spec_of,
     json_or_text,
     key_value,
@@ -22,6 +23,7 @@ from monograph.pipelines.cli.options import (
     say,
 )
 from monograph.pipelines.progress import Progress
+from monograph.runtime.processor import requesting_threads
 
 
 def distill(
@@ -108,6 +110,7 @@ def distill(
     ] = 1.0,
     on: Annotated[str, typer.Option(help="Targets to measure the student on, separated by commas; empty for none.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the training that was stopped in the folder.")] = False,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Teach a small student what one or several teachers know, export it with a proof, and set it beside them."""
@@ -127,7 +130,7 @@ def distill(
     rows = data_spec_of(data, data_column, split)
     assert rows is not None
     progress = Progress()
-    with progress.stage(f"distill to {output}"), leaving_together():
+    with progress.stage(f"distill to {output}"), leaving_together(), requesting_threads(threads):
         distilled = distill_model(
             teacher,
             student,

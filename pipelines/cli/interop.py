@@ -14,6 +14,7 @@ from monograph.pipelines.cli.options import (
     DataColumns,
     Json,
     Split,
+    Threads,
     data_spec_of,
     json_or_text,
     key_value,
@@ -21,6 +22,7 @@ from monograph.pipelines.cli.options import (
     say,
 )
 from monograph.pipelines.progress import Progress
+from monograph.runtime.processor import requesting_threads
 
 
 def interop(
@@ -62,6 +64,7 @@ def interop(
     ] = None,
     on: Annotated[str, typer.Option(help="Target that models and fusions are timed on; empty for none.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of halves, resamples and students.")] = 0,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Tell how well models help one another, by fusion, distillation and adaptation, with advice and the command for it."""
@@ -76,7 +79,7 @@ def interop(
         raise ConfigError("no rows: give labelled ones that no model was trained on, --data DATA")
     arguments = {key: json_or_text(value) for key, value in map(key_value, argument or ())}
     progress = Progress()
-    with progress.stage(f"interop to {output}"):
+    with progress.stage(f"interop to {output}"), requesting_threads(threads):
         study = interop_models(
             models or [],
             rows,

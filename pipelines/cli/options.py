@@ -26,6 +26,15 @@ DataColumns = Annotated[
     ),
 ]
 Split = Annotated[str | None, typer.Option(help="Which split of DATA, where it has several.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        help="Of training and of all else that is not timed; OMP_NUM_THREADS by default, or else chosen by timing. With a fixed "
+        "number a seed gives the same weights bit for bit.",
+    ),
+]
 SOURCE = "`file.onnx`, `hf:ID_OR_FOLDER` or `py:package.module:factory`"
 DATA = (
     "DATA: `file.npz`, an image folder, CSV, Parquet or JSONL, a `datasets` folder or id, `py:package.module:factory`, or a YAML "

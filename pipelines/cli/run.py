@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from monograph.pipelines.cli.options import Json
+from monograph.pipelines.cli.options import Json, Threads
 from monograph.pipelines.progress import Progress
+from monograph.runtime.processor import requesting_threads
 
 if TYPE_CHECKING:
     from monograph.pipelines.run import RunResult
@@ -21,6 +22,7 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override one setting, such as measure.blocks=3.")
     ] = None,
+    threads: Threads = None,
     as_json: Json = False,
 ) -> None:
     """Run a pipeline file: adapt or train, export, fuse, distil, measure, gate, bundle, report. Nothing is done twice.
@@ -29,7 +31,8 @@ def run(
     """
     from monograph.pipelines.run import run_pipeline
 
-    result = run_pipeline(pipeline, out, set_ or (), Progress())
+    with requesting_threads(threads):
+        result = run_pipeline(pipeline, out, set_ or (), Progress())
     if as_json:
         typer.echo(result.result.read_text(encoding="utf-8"), nl=False)
     else:

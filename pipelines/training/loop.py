@@ -4,7 +4,8 @@ What is minimised is told by an objective, which gives a loss for each row: so r
 batch, and a batch that is cut into parts for want of memory gives the same gradient as the whole.
 
 A training can be resumed exactly: rows are ordered by seed and epoch, dropout is drawn by seed and step, and everything else
-stands in the checkpoint.
+stands in the checkpoint, the number of threads included. As that is chosen by timing and another number adds in another order,
+results of two trainings are equal bit for bit where the user has set it, and to rounding otherwise.
 
 Shape letters: ``b`` batch, ``c`` classes, ``n`` rows.
 """
@@ -36,7 +37,7 @@ from monograph.pipelines.training.batches import Batch, as_it_is, dataset_of
 from monograph.pipelines.training.checkpoint import load_checkpoint, save_checkpoint
 from monograph.pipelines.training.objectives import Objective, check_score_labels, own_objective, validation_loss
 from monograph.pipelines.training.processes import trains_on_processor
-from monograph.runtime.session import usable_cores
+from monograph.pipelines.training.threads import Choice, ThreadChooser
 
 SCHEDULES = ("one-cycle", "cosine", "constant")
 SELECTIONS = ("loss", "top1")
@@ -173,8 +174,6 @@ class _Loop:
         identity: Mapping[str, Any],
         rate_shares: Callable[[str], float],
     ) -> None:
-        # In a container torch counts the host's cores, and threads beyond the quota only wait for one another.
-        torch.set_num_threads(usable_cores())
         set_seed(settings.seed)
         self.model, self.settings, self.folder, self.augmentation = model, settings, folder, augmentation
         self.objective = objective or own_objective(model.contract.kind, settings.label_smoothing)
@@ -205,6 +204,7 @@ class _Loop:
             self.objective = self.accelerator.prepare_model(self.objective)
         self.averaged = None if settings.ema_decay is None else _average(self.module, settings.ema_decay)
         self.progress = _Progress()
+        self.threads = self._thread_chooser()
 
     def run(self, on_epoch: Callable[[int, Epoch], None], on_step: Callable[[int, int, float], None]) -> Training:
         """Train to the end, from the last checkpoint on where there is one."""
@@ -234,7 +234,8 @@ class _Loop:
         for *inputs, labels, rows in skip_first_batches(self.train_loader, progress.step_in_epoch):
             step = progress.epoch * self.steps_an_epoch + progress.step_in_epoch
             torch.manual_seed(_seed(settings.seed, step, 1 + self.accelerator.process_index))
-            loss = self._step(self._batch(inputs, labels, rows))
+            with self.threads.batch():
+                loss = self._step(self._batch(inputs, labels, rows))
             progress.step_in_epoch += 1
             progress.losses.append(loss)
             self._require_finite(loss, "the loss")
@@ -326,9 +327,13 @@ class _Loop:
             "objective": self.accelerator.unwrap_model(self.objective).state_dict() if self._learns_objective() else None,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "threads": None if self.threads.choice is None else asdict(self.threads.choice),
             "progress": vars(progress) | {"epochs": [asdict(epoch) for epoch in progress.epochs]},
         }
         save_checkpoint(self.folder, state, self.identity)
+
+    def _thread_chooser(self, start: Choice | None = None) -> ThreadChooser:
+        return ThreadChooser(start, is_on_processor=self.accelerator.device.type == "cpu")
 
     def _learns_objective(self) -> bool:
         return isinstance(self.objective, nn.Module)
@@ -344,6 +349,8 @@ class _Loop:
             self.accelerator.unwrap_model(self.objective).load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+        if state.get("threads") is not None:  # older checkpoints do not have it
+            self.threads = self._thread_chooser(Choice(**state["threads"]))
         told = state["progress"]
         self.progress = _Progress(**told | {"epochs": [Epoch(**epoch) for epoch in told["epochs"]]})
 

@@ -280,8 +280,11 @@ def test_the_command(world: dict[str, str], tmp_path: Path, run: Callable[..., t
     assert (code, "Traceback" in err) == (0, False)
     assert "the student keeps" in " ".join(out.split())
     assert (tmp_path / "out" / "student.onnx").exists()
-    code, out, _ = run(*arguments, "-o", tmp_path / "json", "--json")
+    before = torch.get_num_threads()
+    code, out, _ = run(*arguments, "-o", tmp_path / "json", "--json", "--threads", "2")
     assert (code, json.loads(out)["loss"]) == (0, "kd")
+    assert torch.get_num_threads() == 2, "the training ran with what the option says, whatever OMP_NUM_THREADS says"
+    torch.set_num_threads(before)
     code, _, err = run("distill", "--data", world["data"], "-o", tmp_path / "none")
     assert (code, "no teacher: give one or more" in err) == (2, True)
 
