@@ -29,6 +29,7 @@ bench: $(VENV)/.dev system
 	$(VENV)/bin/python benchmarks/horizontal_speed.py
 	$(VENV)/bin/python benchmarks/harness_selftest.py
 	$(VENV)/bin/python benchmarks/target_parity.py
+	$(VENV)/bin/python benchmarks/beside_other_work.py
 	$(VENV)/bin/python benchmarks/distillation/mnist.py
 	$(VENV)/bin/python benchmarks/distillation/fashion.py few
 	$(VENV)/bin/python benchmarks/distillation/fashion.py all
