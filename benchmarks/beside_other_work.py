@@ -9,8 +9,8 @@ each in a process of its own that sleeps while the other runs, in blocks new, ol
 and number of neighbours, so that its trials are in the figures. A neighbour is a process with one thread that is always busy,
 kept to no core. Speeds are batches a second, the mean of a condition's blocks; only ratios mean anything.
 
-The fair share of a process on ``c`` cores beside ``k`` neighbours is ``max(c / (k + 1), c - k)`` cores: an equal part, or what the
-neighbours leave, who cannot use more than one core each. As a share of its speed alone that is fair / c. Two bars, for each part:
+The fair share of a process on ``c`` cores beside ``k`` neighbours is ``max(c / (k + 1), c - k)`` cores: an equal part, or what
+the neighbours leave, who cannot use more than one core each. As a share of its speed alone that is fair / c. Two bars, for each part:
 
 - alone: new is no slower than old × 1.03, that is new / old >= 1 / 1.03;
 - beside: new has at least its fair share of the better of both speeds alone, divided by 1.5.
@@ -123,9 +123,9 @@ def judge(part: str, speeds: dict[tuple[str, int], dict[str, list[float]]], core
 
 def show(checks: Sequence[dict[str, Any]]) -> None:
     """Print one line a part and condition."""
-    print(f"{'part':22} {'neighbours':>10} {'new/s':>8} {'old/s':>8} {'new/old':>8} {'new/bar':>8}  bar")  # noqa: T201
+    print(f"{'part':22} {'neighbours':>10} {'new/s':>8} {'old/s':>8} {'new/old':>8} {'new/bar':>8}  bar")
     for check in checks:
-        print(  # noqa: T201
+        print(
             f"{check['part']:22} {check['neighbours']:>10} {check['new_batches_per_s']:8.1f} {check['old_batches_per_s']:8.1f} "
             f"{check['new_by_old']:8.2f} {check['new_by_bar']:8.2f}  {'met' if check['is_met'] else 'MISSED'}"
         )
@@ -188,7 +188,7 @@ def serve(is_old: bool, model: Path) -> None:
                 step()
                 count += 1
             speed = count / (time.perf_counter() - began)
-        print(json.dumps(speed), flush=True)  # noqa: T201
+        print(json.dumps(speed), flush=True)
 
 
 def train_conv(is_old: bool, model: Path) -> Step:

@@ -98,7 +98,7 @@ def prove_agreement(
     Raises:
         ParityError: the lowered model cannot be held to be the same model by ``bound``.
     """
-    sessions = (open_session(path, spec=EXACT_PRODUCTS, spinning=False) for path, _ in (source, lowered))
+    sessions = (open_session(path, spec=EXACT_PRODUCTS) for path, _ in (source, lowered))
     expected, got = (
         run_all_rows(session, contract, rows) for session, (_, contract) in zip(sessions, (source, lowered), strict=True)
     )

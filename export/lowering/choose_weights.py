@@ -88,8 +88,8 @@ def choose_weights(
     if len(forms) == 1:
         return paths[forms[0]], WeightChoice(forms[0], f"exact on {processors}, which the file is for")
     few = rows.take(slice(0, _ROWS))
-    expected = run_all_rows(open_session(source[0], spinning=False), source[1], few)
-    sessions = {form: open_session(path, spinning=False) for form, path in paths.items()}
+    expected = run_all_rows(open_session(source[0]), source[1], few)
+    sessions = {form: open_session(path) for form, path in paths.items()}
     times = _times(list(sessions.values()), _one_call(few, contract))
     tried = tuple(
         _tried(form, expected, run_all_rows(session, contract, few), time_s / times[0], contract)

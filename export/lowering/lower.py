@@ -253,7 +253,7 @@ def _write_agreeing(
 
 def _own_golden(staged: Path, contract: Contract, rows: Rows | None) -> str:
     """Return golden batches of a quantised model: what it gives with exact products, for `monograph verify` elsewhere."""
-    session = open_session(staged, spec=EXACT_PRODUCTS, spinning=False)
+    session = open_session(staged, spec=EXACT_PRODUCTS)
 
     def answered(batch: GoldenBatch) -> GoldenBatch:
         return replace(batch, expected=session(batch.inputs))

@@ -213,7 +213,7 @@ class _Judge:
 
 
 def _outputs(file: OnnxFile, rows: Rows) -> Array:
-    return run_all_rows(open_session(file.path, spinning=False), file.contract, rows)
+    return run_all_rows(open_session(file.path), file.contract, rows)
 
 
 def _attempt(mode: str, file: OnnxFile, folder: Path, calibration: Rows, proving: Rows, judge: _Judge) -> Trial:

@@ -30,7 +30,7 @@ def test_all_rows_through_all_members(count: int, write_linear: Write, tmp_path:
     assert made.proof.worst.relative_error <= 1e-5
     assert lowered.contract == cascade.file.contract
     x = np.random.default_rng(0).standard_normal((64, 4)).astype(np.float32) * 2
-    (branching,), (flat,) = (open_session(file.path, spinning=False)({"x": x}).values() for file in (cascade.file, lowered))
+    (branching,), (flat,) = (open_session(file.path)({"x": x}).values() for file in (cascade.file, lowered))
     np.testing.assert_allclose(flat, branching, atol=1e-5)
 
 

@@ -54,7 +54,7 @@ def test_it_gives_what_the_cascade_gives(count: int, write_linear: Write, tmp_pa
     assert [stage.file for stage in staged.plan.stages] == [f"stage-{index + 1}.onnx" for index in range(count)]
     assert staged.plan.contract == cascade.contract
     for rows in (1, 2, 64):
-        expected = answers(open_session(cascade.path, spinning=False), drawn(rows))
+        expected = answers(open_session(cascade.path), drawn(rows))
         np.testing.assert_allclose(answers(staged, drawn(rows)), expected, atol=1e-6)
     operators = {node.op_type for stage in staged.plan.stages for node in onnx.load(made.path / stage.file).graph.node}
     assert operators & {"If", "Compress", "NonZero", "ScatterND"} == set()
@@ -98,7 +98,7 @@ def test_what_a_shared_trunk_gave_is_handed_on(write_model: Write, tmp_path: Pat
     assert len(first.carried) == 1
     assert second.inputs == third.inputs == first.carried
     assert [node.op_type for node in onnx.load(made.path / third.file).graph.node].count("MatMul") == 1
-    expected = answers(open_session(cascade.path, spinning=False), drawn())
+    expected = answers(open_session(cascade.path), drawn())
     np.testing.assert_allclose(answers(open_staged(made.path), drawn()), expected, atol=1e-6)
 
 
@@ -106,7 +106,7 @@ def test_a_stage_may_be_lowered_by_itself(cascade: OnnxFile, tmp_path: Path):
     folder = split_cascade(cascade, tmp_path / "staged").path
     lower(find_lowering("static-batch"), read_onnx(folder / "stage-2.onnx"), tmp_path / "fixed.onnx", batch_size=3)
     shutil.move(tmp_path / "fixed.onnx", folder / "stage-2.onnx")
-    expected = answers(open_session(cascade.path, spinning=False), drawn(20))
+    expected = answers(open_session(cascade.path), drawn(20))
     np.testing.assert_allclose(answers(open_staged(folder), drawn(20)), expected, atol=1e-6)
 
 

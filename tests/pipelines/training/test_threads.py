@@ -1,4 +1,4 @@
-"""The choice of threads on a machine that is made up, where a batch takes what the test says; and one training on the real one."""
+"""The choice of threads on a made-up machine, where a batch takes what the test says; and a training on the real one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,7 @@ def test_it_does_not_flap_where_both_are_alike():
     machine = Machine(lambda threads: 1.0 + 0.05 * ((round(machine.now_s) * 7) % 5))
     chooser = machine.chooser()
     threads = machine.run(chooser, 500)
-    assert sum(one != other for one, other in zip(threads, threads[1:], strict=False)) <= 4
+    assert sum(one != other for one, other in pairwise(threads)) <= 4
 
 
 def test_the_user_has_the_last_word(monkeypatch: pytest.MonkeyPatch):
