@@ -131,7 +131,9 @@ def right(made: list[Any], rows: Rows) -> Array:
     labels = rows.required_labels()
     if labels.ndim == 1:
         return np.asarray(np.array(made) == labels)
-    return np.array([one == [part for part in label if part != _PADDING] for one, label in zip(made, labels.tolist(), strict=True)])
+    return np.array(
+        [one == [part for part in label if part != _PADDING] for one, label in zip(made, labels.tolist(), strict=True)]
+    )
 
 
 def _save(rows: Rows, parts: Mapping[str, slice | Array], folder: Path) -> None:
@@ -265,7 +267,9 @@ _LINES = {"calibration": 128, "validation": 500, "test": 1_000}
 def _reader(made: Path, work: Path) -> None:
     spec = find_spec("rapidocr")  # its file is read, its code is not run
     if spec is None or not spec.submodule_search_locations:
-        raise MissingPackageError("PP-OCR comes with the package rapidocr, which is not installed: pip install --no-deps rapidocr")
+        raise MissingPackageError(
+            "PP-OCR comes with the package rapidocr, which is not installed: pip install --no-deps rapidocr"
+        )
     (path,) = Path(spec.submodule_search_locations[0]).glob("models/*_rec_*.onnx")
     proto = onnx.load(path)
     characters = next(entry.value for entry in proto.metadata_props if entry.key == "character").splitlines()

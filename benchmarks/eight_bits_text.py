@@ -1,4 +1,4 @@
-"""Lines of text for a recogniser, drawn by a seed: the fonts that come with matplotlib, several sizes, inks and papers, and noise.
+"""Lines of text for a recogniser, drawn by a seed: the fonts that come with matplotlib, several sizes, inks, papers and noise.
 
 What a line says is known by construction. Shape letters: ``w`` width.
 """
@@ -18,7 +18,15 @@ from monograph.models.data.tweets import tweets
 
 Array = npt.NDArray[Any]
 HEIGHT = 48
-_FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Italic", "STIXGeneral")
+_FONTS = (
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSansMono",
+    "DejaVuSerif",
+    "DejaVuSerif-Italic",
+    "STIXGeneral",
+)
 _MOST_CHARACTERS = 14
 
 

@@ -176,11 +176,12 @@ class TestOpsets:
         self, write_model: WriteModel, fuse_files: FuseFiles, assert_weighted_sum: AssertWeightedSum, opset: int
     ):
         """As PP-OCR's recogniser of opset 11 reads the size of its batch; Shape of some axes only is there since opset 15."""
-        body = """sizes = Shape(x) batch = Gather(sizes, zero) again = Unsqueeze(batch, axes) shape = Concat<axis = 0>(again, three)
-            wide = Expand(bias, shape) h = MatMul(x, w) logits = Add(h, wide)"""
+        body = """sizes = Shape(x) batch = Gather(sizes, zero) again = Unsqueeze(batch, axes)
+            shape = Concat<axis = 0>(again, three) wide = Expand(bias, shape) h = MatMul(x, w) logits = Add(h, wide)"""
         arrays = {"zero": np.int64(0), "axes": np.array([0], np.int64), "three": np.array([3], np.int64), "bias": MATRIX[0]}
         files = [
-            write_model(name, classifier(body, opset=opset), arrays | {"w": MATRIX * scale}) for name, scale in (("a", 1), ("b", -2))
+            write_model(name, classifier(body, opset=opset), arrays | {"w": MATRIX * scale})
+            for name, scale in (("a", 1), ("b", -2))
         ]
         fused = fuse_files(files, weights=(0.25, 0.75))
         nodes = onnx.load(fused.file.path).graph.node
