@@ -10,7 +10,7 @@ and number of neighbours, so that its trials are in the figures. A neighbour is 
 kept to no core. Speeds are batches a second, the mean of a condition's blocks; only ratios mean anything.
 
 The fair share of a process on ``c`` cores beside ``k`` neighbours is ``max(c / (k + 1), c - k)`` cores: an equal part, or what
-the neighbours leave, who cannot use more than one core each. As a share of its speed alone that is fair / c. Two bars, for each part:
+the neighbours leave, who cannot use more than one core each. As a share of its speed alone that is fair / c. Two bars a part:
 
 - alone: new is no slower than old × 1.03, that is new / old >= 1 / 1.03;
 - beside: new has at least its fair share of the better of both speeds alone, divided by 1.5.

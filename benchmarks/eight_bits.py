@@ -7,7 +7,7 @@ looked at for the figures alone.
 
 - ``targets``: the portable file on cpu, cpu-avx2, cpu-sse4 and arm64: the share of test rows with cpu's decision. Of a slow
   target only as many of the first 2,000 test rows are run as fit two minutes, by the time of one row.
-- ``loss``: the file of ``--max-drop 0.5`` beside float on all test rows, with the upper 95% bound of the paired loss (Tango 1998).
+- ``loss``: the file of ``--max-drop 0.5`` beside float on all test rows, with the upper 95% bound of the paired loss (Tango).
 - ``nncf``: that file beside NNCF's ``quantize_with_accuracy_control`` at the same allowed drop: median latency, interleaved in
   fresh processes, and evaluations, rows evaluated, sizes and losses of both. NNCF runs in an environment of its own
   (``.venv-nncf``, which ``make bench`` makes) and is stopped after ten minutes a model.

@@ -5,6 +5,9 @@ bits, where it saturates. A pair of weights is safe if its sum lies between -128
 weights meet in a pair depends on the kernel, so the two largest and the two smallest of each output channel are looked at.
 Unsigned weights are widened first, and depthwise convolutions have kernels of their own that add in 32 bits: both are exact.
 
+On 64-bit ARM activations are made signed, so that two products of -128 by -128 wrap around: weights of -128 are not exact there,
+in depthwise convolutions with dot products, and in nearly all operators without.
+
 Sources: ``onnxruntime/core/mlas/lib`` of ONNX Runtime 1.32 (``platform.cpp`` chooses the kernels);
 https://github.com/microsoft/onnxruntime/issues/6004.
 
@@ -23,6 +26,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 Array = npt.NDArray[Any]
+_LOWEST = -128
 LARGEST_SAFE_PAIR = 128
 """Largest absolute sum of two weights whose products by 255 cannot saturate 16 bits."""
 _INTEGER_OPERATORS: dict[str, tuple[int, int]] = {
@@ -74,6 +78,14 @@ class Int8Product:
         if tensor is None:
             return self.node.op_type in _INTEGER_OPERATORS
         return largest_pair(self._by_channel(tensor.numpy())) > LARGEST_SAFE_PAIR
+
+    @property
+    def wraps(self) -> bool:
+        """True where weights hold -128, or where that is not known: two products by -128 do not fit 16 bits on 64-bit ARM."""
+        if not self.is_signed:
+            return False
+        tensor = ir.convenience.get_const_tensor(self.weight)
+        return self.node.op_type in _INTEGER_OPERATORS if tensor is None else bool((tensor.numpy() == _LOWEST).any())
 
     def _by_channel(self, weights: Array) -> Array:
         """Return weights as ``[n, k]``."""

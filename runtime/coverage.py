@@ -13,7 +13,7 @@ from typing import Protocol
 import onnx_ir as ir
 
 from monograph.errors import ConfigError, ContractError
-from monograph.models.int8_products import saturating_nodes
+from monograph.models.int8_products import int8_products
 from monograph.models.onnx_file import load_graph
 from monograph.runtime.instruction_sets import InstructionSet
 from monograph.runtime.targets import Target
@@ -36,8 +36,9 @@ class ModelFile(Protocol):
 
 def instruction_sets_of(model: ir.Model) -> tuple[InstructionSet, ...]:
     """Return those on which every 8-bit product of ``model`` is exact."""
-    saturates = bool(saturating_nodes(model))
-    return tuple(each for each in InstructionSet if not (saturates and each.saturates))
+    products = list(int8_products(model))
+    saturates, wraps = any(each.saturates for each in products), any(each.wraps for each in products)
+    return tuple(each for each in InstructionSet if not ((saturates and each.saturates) or (wraps and each.wraps)))
 
 
 def instruction_sets_json(model: ir.Model) -> str:
@@ -75,8 +76,8 @@ def coverage_gap(file: ModelFile, target: Target) -> str | None:
     if here in covered:
         return None
     return (
-        f"{file.path.name} holds on {', '.join(covered)} only, and {target.name} is {here}, where its 8-bit products saturate: "
-        "lower the float model again for any processor (leave --for out)"
+        f"{file.path.name} holds on {', '.join(covered) or 'no processor'} only, and {target.name} is {here}, where its 8-bit "
+        "products do not fit 16 bits: lower the float model again for any processor (leave --for out)"
     )
 
 

@@ -50,6 +50,11 @@ class InstructionSet(StrEnum):
         """
         return self in (InstructionSet.SSE4_1, InstructionSet.AVX2, InstructionSet.AVX512)
 
+    @property
+    def wraps(self) -> bool:
+        """True where two products of signed bytes, each -128 by -128, may wrap around in 16 bits."""
+        return self in (InstructionSet.ARM64, InstructionSet.ARM64_DOTPROD)
+
 
 def instruction_set_here() -> InstructionSet | None:
     """Return that of this machine; None where the system does not tell, as on Windows."""

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monograph.models.int8_products import int8_products, largest_pair, saturating_nodes
+from monograph.runtime.coverage import instruction_sets_of
+from monograph.runtime.instruction_sets import InstructionSet
 
 
 def parsed(text: str) -> ir.Model:
@@ -46,6 +48,15 @@ def qdq(operator: str, weight: str, values: str, *, activation: str = "uint8", a
 )  # fmt: skip
 def test_a_pair_of_weights_decides(model: ir.Model, expected: bool):
     assert bool(saturating_nodes(model)) is expected
+
+
+def test_a_weight_of_minus_128_is_seen_in_depthwise_convolutions_too():
+    attributes = "<group = 2>"
+    for lowest, expected in (("-128", True), ("-127", False)):
+        model = qdq("Conv", "int8[2,1,1,1]", f"{lowest}, 1", x="n,2,4,4", attributes=attributes)
+        assert [product.wraps for product in int8_products(model)] == [expected]
+        assert (InstructionSet.ARM64_DOTPROD in instruction_sets_of(model)) is not expected
+        assert {InstructionSet.VNNI, InstructionSet.AVX2} <= set(instruction_sets_of(model))
 
 
 def test_operators_on_integers_are_seen_in_branches_too():
