@@ -21,7 +21,7 @@ quick: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(WITHENV) pre-commit run --all-files --show-diff-on-failure
 
-bench: $(VENV)/.dev system
+bench: $(VENV)/.dev $(VENV)-nncf/.done system
 	$(VENV)/bin/python benchmarks/fusion_speed.py
 	$(VENV)/bin/python benchmarks/cascade_speed.py
 	$(VENV)/bin/python benchmarks/shared_trunk.py
@@ -37,6 +37,8 @@ bench: $(VENV)/.dev system
 	$(VENV)/bin/python benchmarks/distillation/table.py
 	$(VENV)/bin/python benchmarks/adaptation.py
 	$(VENV)/bin/python benchmarks/interop.py
+	$(PIP) --no-deps rapidocr
+	$(VENV)/bin/python benchmarks/eight_bits.py --nncf-python $(VENV)-nncf/bin/python
 	$(VENV)/bin/monograph run pipelines/recommend.yaml
 	$(VENV)/bin/monograph run pipelines/mobile.yaml
 	$(VENV)/bin/monograph run pipelines/sentiment.yaml
@@ -51,6 +53,13 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.demo
 	$(PIP) -e ".[dev]"
 	touch $@
+
+# NNCF, which one benchmark compares with, apart from what monograph needs. It sends telemetry by this package, which is taken out.
+$(VENV)-nncf/.done: constraints.txt
+	test -x $(VENV)-nncf/bin/python || $(PYTHON) -m venv $(VENV)-nncf
+	$(VENV)-nncf/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt nncf onnx onnxruntime \
+	  && $(VENV)-nncf/bin/python -m pip uninstall -q -y openvino-telemetry && touch $@ \
+	  || { rm -rf $(VENV)-nncf; echo "nncf cannot be installed here: eight_bits.py leaves its part out"; }
 
 # What pip does not bring: Debian's packages, ONNX Runtime Web, and Debian for 64-bit ARM to run under an emulator.
 # Tests that need one of them say so and are skipped where it is missing.

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,7 +53,7 @@ _CALIBRATION_ROWS = 256
 _TOKENS = 32
 _READER_WIDTH = 192
 _PADDING = -1
-_RECIPE_VERSION = 2
+_RECIPE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,10 @@ def right(made: list[Any], rows: Rows) -> Array:
 
 def _save(rows: Rows, parts: Mapping[str, slice | Array], folder: Path) -> None:
     for part, indices in parts.items():
-        rows.take(indices).save(folder / f"{part}.npz")
+        chosen = rows.take(indices)
+        if part == "calibration":
+            chosen = replace(chosen, labels=None)
+        chosen.save(folder / f"{part}.npz")
 
 
 def _clothes(counts: Mapping[str, int]) -> dict[str, Array]:

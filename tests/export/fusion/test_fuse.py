@@ -625,7 +625,7 @@ class TestUnusualMembers:
         files = [write_model("a", text, {"w": MATRIX, "b": MATRIX[0]}, checked=False), write_linear("b", opset=opset)]
         fused = fuse_files(files)
         imports = {entry.domain: entry.version for entry in onnx.load(fused.file.path).opset_import}
-        assert imports == {"": max(opset, 13), "com.microsoft": 1}
+        assert imports == {"": max(opset, 15), "com.microsoft": 1}
         assert_weighted_sum(fused, files)
 
     def test_an_operator_of_onnx_runtime_beside_another_opset(

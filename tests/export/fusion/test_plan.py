@@ -101,8 +101,8 @@ class TestPlan:
         contract = Contract((TensorSpec("logits", "float32", ("b", 3)),), (TensorSpec("y", "float32", ("b", 3)),), Kind.LOGITS)
         assert plan_fusion([file("a", contract), file("b", contract)]).contract.output.name == "fused_logits"
 
-    @pytest.mark.parametrize(("opsets", "expected"), [((11, 12), 13), ((13, 17), 17), ((21, 9), 21), ((0, 0), 13)])
-    def test_newest_opset_but_at_least_13(self, opsets: tuple[int, int], expected: int):
+    @pytest.mark.parametrize(("opsets", "expected"), [((11, 12), 15), ((13, 17), 17), ((21, 9), 21), ((0, 0), 15)])
+    def test_newest_opset_but_at_least_15(self, opsets: tuple[int, int], expected: int):
         assert plan_fusion([file("a", opset=opsets[0]), file("b", opset=opsets[1])]).opset == expected
 
     def test_members_of_weight_zero_do_not_run(self):
