@@ -3,8 +3,9 @@
 ``python benchmarks/eight_bits_nncf.py REQUEST.json`` reads ``Request``'s fields, writes the quantised file and, beside it, how
 often models were evaluated, on how many rows, and how many sessions were opened. It imports neither monograph nor torch.
 
-NNCF as its users get it, with two settings of its own documentation: ``model_type`` of transformers, and ``overflow_fix`` for
-processors whose 8-bit products saturate (half of the range of weights, as the portable files have it). Its decision is on the
+NNCF as its users get it, with settings of its own: ``model_type`` of transformers; ``overflow_fix`` for processors whose 8-bit
+products saturate (half of the range of weights, as the portable files have it); and one scale for all channels of activations,
+without which ONNX Runtime runs no depthwise convolution of its. Its decision is on the
 point estimate of the drop; it knows no bound. Its telemetry goes out by default and is off here.
 """
 
@@ -25,6 +26,7 @@ import nncf  # type: ignore[import-not-found]
 import numpy as np
 import onnx
 import onnxruntime as ort
+from nncf.quantization.advanced_parameters import QuantizationParameters  # type: ignore[import-not-found]
 
 Array = np.ndarray[Any, Any]
 _BATCH_ROWS = 32
@@ -130,7 +132,11 @@ def main() -> int:
         max_drop=request.max_drop,
         drop_type=nncf.DropType.ABSOLUTE,
         model_type=nncf.ModelType.TRANSFORMER if request.is_transformer else None,
-        advanced_quantization_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
+        advanced_quantization_parameters=nncf.AdvancedQuantizationParameters(
+            overflow_fix=nncf.OverflowFix.ENABLE,
+            # By default depthwise convolutions get a scale a channel of activations, which ONNX Runtime's QLinearConv refuses.
+            activations_quantization_params=QuantizationParameters(per_channel=False),
+        ),
     )
     onnx.save(made, request.output)
     validation.save(is_done=True)
