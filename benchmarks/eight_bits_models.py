@@ -264,7 +264,7 @@ def _transformer(made: Path, work: Path) -> None:
     _write_tweets(files, made)
 
 
-_LINES = {"calibration": 128, "validation": 500, "test": 1_000}
+_LINES = {"calibration": 32, "validation": 500, "test": 1_000}
 
 
 def _reader(made: Path, work: Path) -> None:
