@@ -20,12 +20,15 @@ from monograph.export.lowering import (
     lowering_of,
     split_cascade,
 )
+from monograph.export.lowering.mixed import OnProgress
+from monograph.export.lowering.plan import MixedPrecisionPlan
 from monograph.export.ort_format import to_ort_format
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
 from monograph.models.onnx_file import OnnxFile, read_onnx
 from monograph.models.sources import Scheme, parse_source
 from monograph.pipelines.data import DataSpec, as_data_spec
+from monograph.pipelines.mixed import Allowance, OnPlan, check_mixed, lower_mixed, plan_mixed
 
 ORT_FORMAT = "ort"
 CALIBRATION_ROWS = 256
@@ -52,8 +55,12 @@ def lower_model(
     batch_size: int = 1,
     sizes: Mapping[str, int] | None = None,
     bound: AgreementBound | None = None,
+    max_drop: float | None = None,
+    min_agreement: float | None = None,
     options: Mapping[str, str] | None = None,
     processors: str = "any",
+    on_plan: OnPlan = lambda plan: None,
+    on_progress: OnProgress = lambda completed, total, detail: None,
 ) -> Lowered:
     """Write ``model`` as what the lowering ``to`` makes of it, proven against it.
 
@@ -62,12 +69,19 @@ def lower_model(
         path: the file to write; the folder, for ``sessions``.
         to: a name in ``LOWERINGS``; ``sessions``, a cascade as one file a stage; or ``ort``, ONNX Runtime's format for phones.
         calibration: DATA of the model's own domain, without labels or with; random rows where there are none. A quarter of
-            its rows, at most 256, is held out to prove agreement on.
+            its rows, at most 256, is held out to prove agreement on; with ``max_drop`` or ``min_agreement`` at most 256 rows
+            calibrate, at most 1,024 are searched on, and all others prove.
         batch_size: of lowerings that fix sizes.
         sizes: of the model's other named dimensions.
         bound: what a quantised model has to reach.
+        max_drop: of an 8-bit model: the largest loss in points of top-1, for a model without classes in hundredths of the
+            labels' spread. The fewest layers stay in float for which the upper 95% bound of the loss, on rows that nothing was
+            chosen by, is no larger.
+        min_agreement: likewise, without labels: the smallest share of rows that keep their best class.
         options: of the execution provider that ``to`` compiles for, such as ``{"soc_model": "57"}``.
         processors: where 8-bit weights have to be exact: ``any``, or ``vnni`` or ``arm64`` alone, which take their full range.
+        on_plan: is given the plan of a model in mixed precision before it is written.
+        on_progress: is given finished evaluations, how many there may be, and what is being done.
 
     Raises:
         InputError: the model or the data cannot be used.
@@ -75,23 +89,28 @@ def lower_model(
     """
     if batch_size < 1 or any(size < 1 for size in (sizes or {}).values()):
         raise ConfigError(f"batch {batch_size}, sizes {dict(sizes or {})}: give sizes of at least 1")
-    source = parse_source(str(model))
-    if source.scheme is not Scheme.ONNX:
-        raise ConfigError(f"{model} is no ONNX file: export it first, monograph export {model} -o {source.name}.onnx")
-    file = read_onnx(source.path)
+    data = as_data_spec(calibration)
+    allowance = _allowance(to, max_drop, min_agreement, data)
+    file = _onnx_file(model)
     if processors != "any" and to in (SESSIONS, ORT_FORMAT):
         raise ConfigError(f"{to} writes no 8-bit weights for processors: leave --for {processors} out")
     if to == SESSIONS:
-        rows = _calibration_rows(as_data_spec(calibration), file.contract, file)[0]
+        rows = _calibration_rows(data, file.contract, file)[0]
         return split_cascade(file, path, rows=rows)
     if to == ORT_FORMAT:
-        rows = _calibration_rows(as_data_spec(calibration), file.contract, file)[0]
+        rows = _calibration_rows(data, file.contract, file)[0]
         made = to_ort_format(file, path, rows=rows)
         notes = (f"the operators that it needs are listed in {made.config}, for a reduced build of ONNX Runtime",)
         return Lowered(made.path, ORT_FORMAT, file.contract, made.proof, notes, made.warnings)
     lowering = find_lowering(to)
     contract = lowered_contract(lowering, file.contract, batch_size, sizes)
-    calibrating, held_out = _calibration_rows(as_data_spec(calibration), contract, file)
+    if allowance is not None:
+        assert data is not None
+        return lower_mixed(
+            lowering, file, contract, allowance, data, path, batch_size=batch_size, sizes=sizes,
+            processors=processors, on_plan=on_plan, on_progress=on_progress,
+        )  # fmt: skip
+    calibrating, held_out = _calibration_rows(data, contract, file)
     return lower(
         lowering,
         file,
@@ -104,6 +123,53 @@ def lower_model(
         options=options,
         processors=processors,
     )
+
+
+def plan_lowering(
+    model: str | Path,
+    path: Path,
+    *,
+    to: str,
+    calibration: str | DataSpec | None,
+    batch_size: int = 1,
+    sizes: Mapping[str, int] | None = None,
+    max_drop: float | None = None,
+    min_agreement: float | None = None,
+    on_progress: OnProgress = lambda completed, total, detail: None,
+) -> MixedPrecisionPlan:
+    """Return which layers :func:`lower_model` would leave in float, and write nothing.
+
+    Raises:
+        InputError: the model or the data cannot be used, or no limit is given.
+    """
+    lowering, file, data = find_lowering(to), _onnx_file(model), as_data_spec(calibration)
+    allowance = Allowance(max_drop, min_agreement)
+    check_mixed(lowering, data)
+    assert data is not None
+    contract = lowered_contract(lowering, file.contract, batch_size, sizes)
+    return plan_mixed(lowering, file, contract, allowance, data, path, on_progress=on_progress)
+
+
+def _allowance(to: str, max_drop: float | None, min_agreement: float | None, data: DataSpec | None) -> Allowance | None:
+    """Return what may be lost; None where no limit is given.
+
+    Raises:
+        ConfigError: the limit cannot be held by ``to``, or on no rows.
+    """
+    if max_drop is None and min_agreement is None:
+        return None
+    if to in (SESSIONS, ORT_FORMAT):
+        raise ConfigError(f"--max-drop and --min-agreement are for 8 bits, and {to} is not quantised: take int8-static")
+    allowance = Allowance(max_drop, min_agreement)
+    check_mixed(find_lowering(to), data)
+    return allowance
+
+
+def _onnx_file(model: str | Path) -> OnnxFile:
+    source = parse_source(str(model))
+    if source.scheme is not Scheme.ONNX:
+        raise ConfigError(f"{model} is no ONNX file: export it first, monograph export {model} -o {source.name}.onnx")
+    return read_onnx(source.path)
 
 
 def lower_for(name: str, file: OnnxFile, folder: Path, *, data: DataSpec | None, calibration: DataSpec | None) -> Taken:

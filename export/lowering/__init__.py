@@ -6,7 +6,7 @@ from monograph.export.lowering.branch_free import BRANCH_FREE
 from monograph.export.lowering.fp16 import FP16
 from monograph.export.lowering.int8_dynamic import INT8_DYNAMIC
 from monograph.export.lowering.int8_static import INT8_STATIC
-from monograph.export.lowering.lower import is_quantised, lower, lowered_contract
+from monograph.export.lowering.lower import Mixed, is_quantised, lower, lowered_contract
 from monograph.export.lowering.lowering import LOWERING_KEY, Lowered, Lowering, lowering_of
 from monograph.export.lowering.qdq_htp import QDQ_HTP, QDQ_HTP_INT8
 from monograph.export.lowering.qdq_int8 import QDQ_INT8
@@ -44,5 +44,5 @@ def find_lowering(name: str) -> Lowering:
 
 __all__ = [
     "LOWERINGS", "LOWERING_KEY", "PROCESSORS", "SESSIONS", "WEIGHT_FORMS", "Agreement", "AgreementBound", "Lowered", "Lowering",
-    "find_lowering", "is_quantised", "lower", "lowered_contract", "lowering_of", "split_cascade",
+    "Mixed", "find_lowering", "is_quantised", "lower", "lowered_contract", "lowering_of", "split_cascade",
 ]  # fmt: skip

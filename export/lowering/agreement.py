@@ -5,10 +5,13 @@ Shape letters: ``n`` rows, ``c`` classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from monograph.errors import ParityError
 from monograph.models.contract import Contract
@@ -19,6 +22,8 @@ from monograph.runtime.runner import run_all_rows
 from monograph.runtime.session import open_session
 from monograph.runtime.session_spec import EXACT_PRODUCTS
 from monograph.runtime.statistics import proportion_interval
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,9 @@ def prove_agreement(
     is_held_out: bool,
     bound: AgreementBound,
     is_enforced: bool = True,
+    on_outputs: Callable[[Array, Array], None] = lambda expected, got: None,
 ) -> Agreement:
-    """Run both files on ``rows`` and compare their primary outputs.
+    """Run both files on ``rows`` and compare their primary outputs, which ``on_outputs`` is given as well.
 
     Without ``is_enforced`` the share of rows with the same best class refuses nothing, and is left to :meth:`Agreement.doubts`.
 
@@ -104,6 +110,7 @@ def prove_agreement(
     )
     if expected.shape != got.shape:
         raise ParityError(f"{lowered[0].name}: the output has shape {got.shape}, that of its source {expected.shape}")
+    on_outputs(expected, got)
     found = compare_arrays(expected, got)
     has_classes = lowered[1].kind.has_classes and expected.ndim == 2
     agreement = Agreement(

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
-from monograph.export.lowering.weight_forms import WEIGHT_FORMS, WeightForm
+from monograph.export.lowering.lowering import Lowering, LoweringJob
+from monograph.export.lowering.weight_forms import WEIGHT_FORMS, UnsignedWeightsPass, WeightForm
 from monograph.models.contract import Contract
 from monograph.models.data.rows import Rows
+from monograph.models.onnx_file import load_graph
 from monograph.runtime.runner import run_all_rows
 from monograph.runtime.session import Session, open_session
 
@@ -66,6 +69,19 @@ class WeightChoice:
         return {"weights": self.form.name, "reason": self.reason, "tried": [asdict(each) for each in self.tried]}
 
 
+def convert_with(lowering: Lowering, job: LoweringJob, weights: WeightForm) -> Path:
+    """Write the lowered graph with weights of one form, in a folder of its own; return the file."""
+    folder = job.folder / weights.name
+    folder.mkdir()
+    path = lowering.convert(replace(job, folder=folder, weights=weights))
+    if weights.is_unsigned:
+        graph = load_graph(path)
+        UnsignedWeightsPass()(graph)
+        path = folder / "unsigned.onnx"
+        ir.save(graph, path)
+    return path
+
+
 def choose_weights(
     convert: Callable[[WeightForm], Path],
     forms: Sequence[WeightForm],
@@ -86,7 +102,7 @@ def choose_weights(
     """
     paths = {form: convert(form) for form in forms}
     if len(forms) == 1:
-        return paths[forms[0]], WeightChoice(forms[0], f"exact on {processors}, which the file is for")
+        return paths[forms[0]], WeightChoice(forms[0], f"exact on {processors} processors")
     few = rows.take(slice(0, _ROWS))
     expected = run_all_rows(open_session(source[0]), source[1], few)
     sessions = {form: open_session(path) for form, path in paths.items()}

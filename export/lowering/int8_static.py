@@ -14,6 +14,7 @@ import onnx
 from onnx_ir.passes.common import NameFixPass
 from onnxruntime.quantization import QuantType, StaticQuantConfig
 
+from monograph.export.lowering.float_nodes import guard_float_nodes, kept_nodes, name_nodes
 from monograph.export.lowering.lowering import Lowering, LoweringJob
 from monograph.export.lowering.quantise import RowReader, quantise
 from monograph.export.lowering.static import fold_constants, in_memory
@@ -30,21 +31,25 @@ _SETTINGS = {
 }
 
 
-def _convert(job: LoweringJob) -> Path:
+def _prepare(job: LoweringJob) -> Path:
     graph = in_memory(job.source)
     NameFixPass()(graph)
-    source = fold_constants(graph, job.folder)
+    return name_nodes(fold_constants(graph, job.folder))
+
+
+def _convert(job: LoweringJob) -> Path:
+    source = job.prepared or _prepare(job)
     config = StaticQuantConfig(
         RowReader(job.rows, job.contract),
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         op_types_to_quantize=[*_WITH_WEIGHTS, *_FOLDED_INTO_THEM],
-        nodes_to_exclude=_without_weights(source),
+        nodes_to_exclude=[*_without_weights(source), *kept_nodes(job, source)],
         per_channel=True,
         reduce_range=job.weights.reduces_range,
         extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"]},
     )
-    return quantise(source, config, job.folder / "quantised.onnx")
+    return guard_float_nodes(quantise(source, config, job.folder / "quantised.onnx", job.ranges), job.keep_float)
 
 
 def _without_weights(path: Path) -> list[str]:
@@ -61,4 +66,6 @@ INT8_STATIC = Lowering(
     _SETTINGS,
     fixes_sizes=False,
     chooses_weights=True,
+    prepare=_prepare,
+    operators=_WITH_WEIGHTS,
 )

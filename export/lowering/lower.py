@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
 from monograph.errors import ConfigError, ExportError
 from monograph.export.golden import golden_json
 from monograph.export.lowering.agreement import Agreement, AgreementBound, prove_agreement
-from monograph.export.lowering.choose_weights import WeightChoice, choose_weights
+from monograph.export.lowering.choose_weights import WeightChoice, choose_weights, convert_with
 from monograph.export.lowering.lowering import LOWERING_KEY, QUANTISED_TOLERANCE, Lowered, Lowering, LoweringJob
+from monograph.export.lowering.plan import MixedPrecisionPlan
+from monograph.export.lowering.promise import Promise
 from monograph.export.lowering.quantise import QUANTISING
 from monograph.export.lowering.static import STATIC_BATCH, fix_contract
-from monograph.export.lowering.weight_forms import ANY, UnsignedWeightsPass, WeightForm, forms_for
+from monograph.export.lowering.weight_forms import ANY, forms_for
 from monograph.export.parity import BATCH_SIZES, ParityProof, draw_batches, open_when_run
 from monograph.export.trace import PROOF_KEY, write_proven
 from monograph.models.contract import CONTRACT_KEY, TOKENIZER_KEY, Contract, random_inputs
@@ -37,10 +40,22 @@ from monograph.runtime.session import open_session
 from monograph.runtime.session_spec import EXACT_PRODUCTS
 from monograph.runtime.targets import find_target
 
+Array = npt.NDArray[Any]
 _RANDOM_ROWS = 32
 _RANDOM_ROWS_SEED = 3
 _OF_THE_SOURCE = (CONTRACT_KEY, TOKENIZER_KEY, PROOF_KEY, GOLDEN_KEY, SEEN_KEY)
 """What the source's file says of itself does not hold for the lowered one, or is written anew."""
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A plan that leaves layers in float, and the promise that what comes of it has to keep."""
+
+    plan: MixedPrecisionPlan
+    searched: Rows
+    """Rows that the plan was found on."""
+    promise: Callable[[Array, Array], Promise]
+    """Judges the outputs of source and lowered model for the rows of the proof; raises where they lose too much."""
 
 
 def lower(
@@ -56,6 +71,7 @@ def lower(
     is_enforced: bool = True,
     options: Mapping[str, str] | None = None,
     processors: str = ANY,
+    mixed: Mixed | None = None,
 ) -> Lowered:
     """Convert ``source``, prove the written file against it, and only then give it the name ``path``.
 
@@ -71,6 +87,7 @@ def lower(
         is_enforced: refuse a quantised model that too often chooses another class, instead of warning of it.
         options: of the execution provider that a lowering compiles for.
         processors: where 8-bit weights have to be exact: ``any``, or ``vnni`` or ``arm64`` alone, which take their full range.
+        mixed: which layers stay in float, and what the written file has to prove on ``rows``.
 
     Raises:
         ConfigError: a size is missing, ``processors`` are not known, ``source`` was quantised already, or the target that is
@@ -97,22 +114,31 @@ def lower(
         )
     calibrated_on = calibration or _random_rows(contract)
     with tempfile.TemporaryDirectory(prefix="monograph-lowering-") as name:
-        job = LoweringJob(source, contract, calibrated_on, Path(name), options or {})
-        converted, choice = _converted(lowering, job, processors)
+        job = LoweringJob(
+            source,
+            contract,
+            calibrated_on,
+            Path(name),
+            options or {},
+            keep_float=mixed.plan.keep_float if mixed else frozenset(),
+        )
+        converted, choice = _converted(lowering, job, processors, is_mixed=mixed is not None)
         graph = load_graph(converted)
         contract = _with_known_outputs(contract, onnx.load(converted, load_external_data=False))
         graph.metadata_props.clear()  # the converter's own
         graph.graph.sort()  # converters append nodes where they please
         kept = {key: text for key, text in source.metadata.items() if key not in _OF_THE_SOURCE}
-        kept |= seen_metadata(_seen(lowering, source, calibration, rows), path)
+        searched = None if mixed is None else mixed.searched
+        kept |= seen_metadata(_seen(lowering, source, calibration, rows) | seen("search of precision", searched), path)
         record = _record(lowering, source, contract, calibrated_on if lowering.is_calibrated else None, options or {})
         if choice is not None:
             record["settings"] |= choice.record()
         if lowering.is_quantised:
             kept[INSTRUCTION_SETS_KEY] = instruction_sets_json(graph)
-        new = _New(lowering, graph, source, path, contract, kept, record, options or {})
+        new = _New(lowering, graph, source, path, contract, kept, record, options or {}, mixed)
+        promise: Promise | None = None
         if lowering.is_quantised:
-            agreement = _write_agreeing(new, calibration, rows, calibrated_on, bound or AgreementBound(), is_enforced)
+            agreement, promise = _write_agreeing(new, calibration, rows, calibrated_on, bound or AgreementBound(), is_enforced)
             warnings += [f"{source.path.name} as {lowering.name}: {doubt}" for doubt in agreement.doubts()]
             proof: ParityProof | Agreement = agreement
         else:
@@ -120,7 +146,10 @@ def lower(
     notes = [f"{source.path.name} was lowered by {lowering.name} ({_sizes(contract)}): {proof.describe()}"]
     if choice is not None:
         notes.append(f"weights: {choice.form.title}, {choice.reason}")
-    return Lowered(path, lowering.name, contract, proof, tuple(notes), tuple(warnings))
+    if promise is not None:
+        notes.append(promise.describe())
+    plan = None if mixed is None else mixed.plan
+    return Lowered(path, lowering.name, contract, proof, tuple(notes), tuple(warnings), plan, promise)
 
 
 def _check_processors(lowering: Lowering, processors: str) -> None:
@@ -129,26 +158,17 @@ def _check_processors(lowering: Lowering, processors: str) -> None:
         raise ConfigError(f"{lowering.name} writes no 8-bit weights for processors: leave --for {processors} out")
 
 
-def _converted(lowering: Lowering, job: LoweringJob, processors: str) -> tuple[Path, WeightChoice | None]:
-    """Write the lowered graph, with the weights that suit it where the lowering leaves a choice; return the file."""
+def _converted(lowering: Lowering, job: LoweringJob, processors: str, *, is_mixed: bool) -> tuple[Path, WeightChoice | None]:
+    """Write the lowered graph, with the weights that suit it where the lowering leaves a choice; return the file.
+
+    Which layers stay in float was chosen with weights of all bits, which therefore stay.
+    """
     if not lowering.chooses_weights:
         return lowering.convert(job), None
+    forms = forms_for(processors)
     source = (job.source.path, job.source.contract)
-    write = partial(_with_weights, lowering, job)
-    return choose_weights(write, forms_for(processors), source, job.contract, job.rows, processors)
-
-
-def _with_weights(lowering: Lowering, job: LoweringJob, weights: WeightForm) -> Path:
-    """Write the lowered graph with weights of one form, in a folder of its own; return the file."""
-    folder = job.folder / weights.name
-    folder.mkdir()
-    path = lowering.convert(replace(job, folder=folder, weights=weights))
-    if weights.is_unsigned:
-        graph = load_graph(path)
-        UnsignedWeightsPass()(graph)
-        path = folder / "unsigned.onnx"
-        ir.save(graph, path)
-    return path
+    write = partial(convert_with, lowering, job)
+    return choose_weights(write, forms[:1] if is_mixed else forms, source, job.contract, job.rows, processors)
 
 
 def _lower_in_turn(
@@ -200,6 +220,7 @@ class _New:
     kept: Mapping[str, str]
     record: Mapping[str, Any]
     options: Mapping[str, str]
+    mixed: Mixed | None
 
 
 def _write_equal(new: _New, real_rows: Rows | None) -> ParityProof:
@@ -222,10 +243,15 @@ def _write_equal(new: _New, real_rows: Rows | None) -> ParityProof:
 
 def _write_agreeing(
     new: _New, calibration: Rows | None, held_out: Rows | None, calibrated_on: Rows, bound: AgreementBound, is_enforced: bool
-) -> Agreement:
+) -> tuple[Agreement, Promise | None]:
     """Write what gives other numbers on purpose, with golden batches of its own."""
     agreements: list[Agreement] = []
+    promises: list[Promise] = []
     real_rows = held_out or calibration
+
+    def judge(expected: Array, got: Array) -> None:
+        if new.mixed is not None:
+            promises.append(new.mixed.promise(expected, got))
 
     def prove(staged: Path) -> dict[str, str]:
         agreements.append(
@@ -237,9 +263,12 @@ def _write_agreeing(
                 is_held_out=held_out is not None or not new.lowering.is_calibrated,
                 bound=bound,
                 is_enforced=is_enforced,
+                on_outputs=judge,
             )
         )
         record = {**new.record, "agreement": asdict(agreements[0])}
+        if new.mixed is not None:
+            record |= {"plan": asdict(new.mixed.plan), "promise": asdict(promises[0])}
         return {LOWERING_KEY: json.dumps(record), GOLDEN_KEY: _own_golden(staged, new.contract, real_rows)}
 
     try:
@@ -248,7 +277,7 @@ def _write_agreeing(
     except onnx.checker.ValidationError as error:
         reason = str(error).strip().splitlines()[0]
         raise ExportError(f"{new.path.name} would not be a valid ONNX model: {reason}; nothing was written") from error
-    return agreements[0]
+    return agreements[0], promises[0] if promises else None
 
 
 def _own_golden(staged: Path, contract: Contract, rows: Rows | None) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from monograph.export.lowering.agreement import Agreement
+from monograph.export.lowering.plan import MixedPrecisionPlan
+from monograph.export.lowering.promise import Promise
 from monograph.export.lowering.weight_forms import S8, WeightForm
 from monograph.export.parity import ParityProof
 from monograph.models.bounded import parse_json
@@ -36,6 +38,12 @@ class LoweringJob:
     """Of the execution provider, where the lowering compiles for one."""
     weights: WeightForm = S8
     """How 8-bit weights are written."""
+    keep_float: frozenset[str] = frozenset()
+    """Names of nodes of the prepared float graph that are not quantised."""
+    prepared: Path | None = None
+    """The float graph that an earlier job prepared; None to prepare it again."""
+    ranges: Path | None = None
+    """A file that keeps the ranges of activations from one job to the next; None to calibrate each time."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,10 @@ class Lowering:
     """Whether it writes 8-bit weights for processors, in a form that is exact on those that it is for."""
     ranges_at_run_time: bool = False
     """Of a quantised one: activations get their range from each batch, and no rows calibrate them."""
+    prepare: Callable[[LoweringJob], Path] | None = None
+    """Write the float graph that ``convert`` quantises, every node named; None where no layer can be left in float."""
+    operators: tuple[str, ...] = ()
+    """Of a quantised one that can leave layers in float: whose weights are quantised; all that ONNX Runtime can where empty."""
 
     @property
     def is_quantised(self) -> bool:
@@ -95,3 +107,7 @@ class Lowered:
     """What was done, a sentence each."""
     warnings: tuple[str, ...]
     """What makes its figures doubtful."""
+    plan: MixedPrecisionPlan | None = None
+    """Which layers stay in float; None where none was asked to."""
+    promise: Promise | None = None
+    """What it was proven to lose no more than, on rows that nothing was chosen by."""

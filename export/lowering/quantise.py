@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnxruntime.quantization import CalibrationDataReader, DynamicQuantConfig, StaticQuantConfig, quantize
+from onnxruntime.quantization import CalibrationDataReader, DynamicQuantConfig, StaticQuantConfig, quantize, quantize_static
 
 from monograph.errors import ExportError
 from monograph.export.opset import convert_opset
@@ -44,8 +45,10 @@ class RowReader(CalibrationDataReader):  # type: ignore[misc] # ONNX Runtime's t
         return dict(self._rows.take(indices).inputs)
 
 
-def quantise(path: Path, config: StaticQuantConfig | DynamicQuantConfig, out: Path) -> Path:
+def quantise(path: Path, config: StaticQuantConfig | DynamicQuantConfig, out: Path, ranges: Path | None = None) -> Path:
     """Quantise the float model ``path`` by ``config``, calibration included where it needs any; return ``out``.
+
+    ``ranges`` is a file that keeps what a calibration found, for the next of the same graph and rows.
 
     Raises:
         ExportError: ONNX Runtime cannot quantise it, or its opset is too old and cannot be converted.
@@ -57,11 +60,25 @@ def quantise(path: Path, config: StaticQuantConfig | DynamicQuantConfig, out: Pa
         ir.save(graph, path)
     with quiet_tools():
         try:
-            quantize(str(path), str(out), config)
+            if ranges is None or not _KEEPS_RANGES:
+                quantize(str(path), str(out), config)
+            else:
+                _quantise_with_ranges(path, config, out, ranges)
         except (ValueError, RuntimeError, TypeError, KeyError, onnx.checker.ValidationError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ExportError(f"ONNX Runtime cannot quantise the model: {reason}") from error
     return out
+
+
+_KEEPS_RANGES = "calibration_cache_path" in inspect.signature(quantize_static).parameters
+"""Since ONNX Runtime 1.31; older ones calibrate each time."""
+
+
+def _quantise_with_ranges(path: Path, config: StaticQuantConfig, out: Path, ranges: Path) -> None:
+    """Do what ``quantize`` does with ``config``, which has no field for the file of ranges."""
+    settings = dict(vars(config))
+    reader = settings.pop("calibration_data_reader")
+    quantize_static(str(path), str(out), reader, calibration_cache_path=str(ranges), **settings)
 
 
 @contextlib.contextmanager
