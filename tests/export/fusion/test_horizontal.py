@@ -311,7 +311,7 @@ def test_axes_are_settings_in_older_opsets(write_model: WriteModel, fuse_files: 
         files.append(write_model(name, text, arrays))
     fused = fuse_files(files, horizontal=ASKED)
     assert_weighted_sum(fused, files)
-    assert fused.plan.opset == 13
+    assert fused.plan.opset == 15
     assert left_apart(fused) == []
 
 
