@@ -86,7 +86,7 @@ def search_precision(
     whole = evaluations.loss(frozenset())
     errors: dict[str, float] = {}
     kept, why = frozenset[str](), dict[str, str]()
-    if not evaluations.holds(whole):
+    if not evaluations.holds(kept):
         errors = {layer.name: evaluations.output_error(layer.name) for layer in layers}
         order = sorted((layer.name for layer in layers), key=lambda name: -errors[name])
         kept, why = _fewest_in_float(order, evaluations, source.path.name)
@@ -116,7 +116,7 @@ def search_precision(
         ),
         whole=whole,
         chosen=chosen,
-        expected_bound_points=expected_bound(limit, chosen, len(rows.proof)),
+        expected_bound_points=evaluations.bound(kept, chosen),
         calibration_rows=len(rows.calibration),
         search_rows=len(rows.search),
         proof_rows=len(rows.proof),
@@ -136,18 +136,18 @@ def _fewest_in_float(order: Sequence[str], evaluations: _Evaluations, name: str)
     fails, holds = 0, len(order)  # with all of them in float nothing is lost
     while holds - fails > 1:
         middle = (fails + holds) // 2
-        if evaluations.holds(evaluations.loss(frozenset(order[:middle]))):
+        if evaluations.holds(frozenset(order[:middle])):
             holds = middle
         else:
             fails = middle
     kept, why = frozenset(order[:holds]), dict[str, str]()
     for layer in reversed(order[:holds]):
         without = kept - {layer}
-        loss = evaluations.loss(without)
-        if evaluations.holds(loss):
+        if evaluations.holds(without):
             kept = without
         else:
-            why[layer] = f"in 8 bits, {loss.points:.2f} points are lost, at most {evaluations.bound(loss):.2f}"
+            loss = evaluations.loss(without)
+            why[layer] = f"in 8 bits, {loss.points:.2f} points are lost, at most {evaluations.bound(without, loss):.2f}"
     if len(kept) == len(order):
         raise ExportError(
             f"{name}: every one of its {len(order)} layers would have to stay in float to hold {evaluations.limit.option}; allow "
@@ -236,13 +236,14 @@ class _Evaluations:
         self._candidates, self._remember, self._on_progress = candidates, remember, on_progress
         self._losses: dict[frozenset[str], Loss] = {}
 
-    def holds(self, loss: Loss) -> bool:
-        """Say whether the proof rows can be expected to hold the limit."""
-        return self.bound(loss) <= self.limit.points
+    def holds(self, kept: frozenset[str]) -> bool:
+        """Say whether the proof rows can be expected to hold the limit with the layers ``kept`` in float."""
+        return self.bound(kept, self.loss(kept)) <= self.limit.points
 
-    def bound(self, loss: Loss) -> float:
-        """Return the bound, in points, that is expected on the proof rows."""
-        return expected_bound(self.limit, loss, len(self._candidates.rows.proof))
+    def bound(self, kept: frozenset[str], loss: Loss) -> float:
+        """Return the bound, in points, that is expected on the proof rows; all layers in 8 bits are the choice of no search."""
+        tried = 1 if not kept else 1 + len(self._candidates.layers).bit_length()
+        return expected_bound(self.limit, loss, len(self._candidates.rows.proof), tried)
 
     def loss(self, kept: frozenset[str]) -> Loss:
         """Return what is lost on the search rows with the layers ``kept`` in float."""
@@ -298,14 +299,14 @@ class _Evaluations:
             got = np.concatenate(outputs)
             labels = None if search.labels is None else search.labels[: len(got)]
             loss = loss_of(self.limit, candidates.expected[: len(got)], got, labels)
-            if loss.lost is not None and self._is_hopeless(loss):
+            if loss.lost is not None and self._is_hopeless(kept, loss):
                 break
         assert loss is not None
         return {"loss": asdict(loss), "rows": loss.row_count}
 
-    def _is_hopeless(self, loss: Loss) -> bool:
+    def _is_hopeless(self, kept: frozenset[str], loss: Loss) -> bool:
         """Say whether the limit could not be held even if the two models differed on no further search row."""
-        return not self.holds(replace(loss, row_count=len(self._candidates.rows.search)))
+        return self.bound(kept, replace(loss, row_count=len(self._candidates.rows.search))) > self.limit.points
 
     def _most(self) -> int:
         return max(self.count + 1, len(self._candidates.layers) + 2 * len(self._candidates.layers).bit_length() + 1)

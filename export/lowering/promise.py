@@ -180,21 +180,22 @@ def _growth_points(sums: Array) -> Array:
     return np.asarray(100 * (np.sqrt(mean[..., 1]) - np.sqrt(mean[..., 0])))
 
 
-def expected_bound(limit: Limit, loss: Loss, proof_count: int) -> float:
+def expected_bound(limit: Limit, loss: Loss, proof_count: int, candidate_count: int = 1) -> float:
     """Return the bound, in points, that ``proof_count`` other rows will keep with the probability 0.9.
 
     A search that takes the first candidate whose bound just holds would fail on other rows every second time, and more often
-    the more candidates it tried. So the bound is that of other rows which behave as these do, and on it what chance may add
-    between the two sets of rows.
+    the more candidates it tried, for the best of many was lucky. So the bound is that of other rows which behave as these do,
+    and on it what chance may add between the two sets of rows, for the luckiest of ``candidate_count`` (Bonferroni).
     """
-    power, n = float(norm.ppf(_LIKELY)), loss.row_count
+    power, n = float(norm.ppf(1 - (1 - _LIKELY) / candidate_count)), loss.row_count
     if loss.lost is None or loss.gained is None:
         error = (loss.bound_points - loss.points) / float(norm.ppf(CONFIDENCE))
         share = n / proof_count
         return loss.points + error * (float(norm.ppf(CONFIDENCE)) * math.sqrt(share) + power * math.sqrt(1 + share))
     scale = proof_count / n
     bound = _counted_bound(limit, round(loss.lost * scale), round(loss.gained * scale), proof_count)
-    churn = (loss.lost + loss.gained) / n
+    differing = loss.lost + loss.gained
+    churn = (differing + 1) / n if differing else 0.0  # a small count is an underestimate as often as not
     return 100 * (bound + power * math.sqrt(churn * (1 / proof_count + 1 / n)))
 
 
